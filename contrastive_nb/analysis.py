@@ -76,7 +76,7 @@ def paired(
     n = gap.notnull().sum('seed')
     return xr.Dataset(dict(mean=gap.mean('seed'), error=gap.std('seed', ddof=1)/n**.5 if gap.sizes['seed']>1 else gap.mean('seed')*np.nan, wins=(gap>0).sum('seed'), n=n))
 
-# %% ../nbs/15_analysis.ipynb #40265e8f
+# %% ../nbs/15_analysis.ipynb #eff2c4ec
 @dataclass(frozen=True)
 class Claim:
     "An ordering that somebody expects, with its source."
@@ -86,6 +86,7 @@ class Claim:
 
 CLAIMS = (
     Claim('effective_rank', ('kcl', 'dhel', 'ntxent'), 'Koromilas et al. 2024: less dimensionality collapse'),
+    Claim('feature_effective_rank', ('kcl', 'dhel', 'ntxent'), 'the same, asked of the features'),
     Claim('probe_accuracy', ('dhel', 'ntxent'), 'Koromilas et al. 2024: higher downstream accuracy'),
     Claim('probe_accuracy', ('kcl', 'ntxent'), 'Koromilas et al. 2024: higher downstream accuracy'),
 )
@@ -183,17 +184,18 @@ def curves(
     plt.close(grid.figure)
     return grid.figure
 
-# %% ../nbs/15_analysis.ipynb #f02eeef7
+# %% ../nbs/15_analysis.ipynb #188cad6f
 FIGURES = (   # heading, what it shows, how to draw it; drawn where the dataset has the variable
     ('Accuracy of a linear probe', 'probe_accuracy', lambda ds: against(ds, 'probe_accuracy')),
     ('Accuracy of nearest neighbours', 'knn_accuracy', lambda ds: against(ds, 'knn_accuracy')),
-    ('Effective rank of the features', 'effective_rank', lambda ds: against(ds, 'effective_rank')),
-    ('Spectrum of the features', 'singular_value', lambda ds: curves(ds, 'singular_value', 'component', log=True, relative=True)),
+    ('Effective rank of the embeddings', 'effective_rank', lambda ds: against(ds, 'effective_rank')),
+    ('Spectrum of the embeddings', 'singular_value', lambda ds: curves(ds, 'singular_value', 'component', log=True, relative=True)),
+    ('Effective rank of the features', 'feature_effective_rank', lambda ds: against(ds, 'feature_effective_rank')),
     ('Uniformity of the embeddings (lower is more uniform)', 'uniformity', lambda ds: against(ds, 'uniformity')),
     ('Wasserstein distance to uniform (lower is more uniform)', 'wasserstein', lambda ds: against(ds, 'wasserstein')),
-    ('Effective rank during training', 'effective_rank', lambda ds: curves(ds, 'effective_rank')),
+    ('Effective rank of the embeddings during training', 'effective_rank', lambda ds: curves(ds, 'effective_rank')),
 )
-TABLE = 'probe_accuracy', 'knn_accuracy', 'effective_rank', 'uniformity', 'wasserstein', 'alignment'
+TABLE = 'probe_accuracy', 'knn_accuracy', 'effective_rank', 'feature_effective_rank', 'uniformity', 'wasserstein', 'alignment'
 
 _PAGE = '''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title>

@@ -70,7 +70,7 @@ def declared(
         found[name] = Parameter(name, value, kind or object, comments.get(node.end_lineno, ''))
     return found
 
-# %% ../nbs/13_sweep.ipynb #7b594714
+# %% ../nbs/13_sweep.ipynb #93d33cac
 def plain(value):
     "The value with NumPy scalars, tuples and paths turned into what a notebook cell can hold."
     if isinstance(value, os.PathLike): return os.fspath(value)
@@ -87,6 +87,7 @@ def as_declared(
 ):
     "`value` as the type that parameter `p` declares."
     value = plain(value)
+    if p.default is None and (value is None or text and value.lower() in ('none', 'null')): return None
     got = repr(value)
     if isinstance(value, str) and p.type is not str and (text or p.type in (int, float)):
         if p.type is int and re.fullmatch(r'[+-]?[0-9]+', value): value = int(value)

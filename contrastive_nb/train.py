@@ -65,7 +65,7 @@ def load_checkpoint(path, *, model:nn.Module, optimizer, generator:torch.Generat
     generator.set_state(state['generator'])
     return state['history']
 
-# %% ../nbs/09_train.ipynb #07f757c5
+# %% ../nbs/09_train.ipynb #7e063a61
 def fit(
     model:nn.Module,                 # images -> (h, z)
     images:Tensor,                   # (N, C, H, W) uint8, on the model's device
@@ -94,7 +94,7 @@ def fit(
         for step in range(n_steps):
             for group in optimizer.param_groups: group['lr'] = learning_rate(recipe, epoch*n_steps + step, n_steps)
             batch = images[order[step*B:(step+1)*B]]
-            x = torch.cat([views(batch, generator), views(batch, generator)])
+            x = views(torch.cat([batch, batch]), generator)   # one call, two views of each image
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type=='cuda'): _, z = model(x)
             try: value = loss(*z.chunk(2))
             except ValueError as error: raise FloatingPointError(f"fit: epoch {epoch}, step {step}: {error}") from error
