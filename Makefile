@@ -1,0 +1,40 @@
+# Everything happens in .venv; the first target that needs it installs it, later ones reuse it.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+NB := $(BIN)/contrastive-nb
+DEMO := data/runs/demo
+
+.PHONY: help install demo test test-all lab docs bench sync clean
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+install: .venv/.installed  ## install the package, editable, and all it needs into .venv
+.venv/.installed: settings.ini pyproject.toml constraints.txt .ci/metadata.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name it with make PYTHON=...")'
+	@$(PYTHON) -m venv .venv || { echo "the venv module is missing; on Debian: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install  ## the study in small: 4 losses x 3 batch sizes x 2 seeds on handwritten digits, with a report
+	$(NB) sweep nbs/experiments/pretrain.ipynb -g nbs/experiments/grids/demo.yaml -o $(DEMO) -j 2
+	$(NB) collect $(DEMO)
+	$(NB) report $(DEMO)/results.nc -o $(DEMO)/report.html
+	@echo "open it in a browser: file://$(abspath $(DEMO))/report.html"
+
+test: install  ## every chapter and every fast test
+	$(BIN)/python -m pytest -m 'not slow' -n 2
+
+test-all: install  ## the slow tests too
+	$(BIN)/python -m pytest -n 2
+
+lab: install  ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab --notebook-dir=nbs
+
+sync: install  ## after editing a notebook: export the modules, clean the notebooks, write the README
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+	$(BIN)/python .ci/readme.py
+
+clean:  ## remove what the other targets made, .venv and runs included
+	rm -rf .venv _docs build dist data/runs .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

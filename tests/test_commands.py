@@ -1,0 +1,168 @@
+"The commands end to end: run, sweep, go on, collect, report; and one clear line with exit code 2 where the request makes no sense."
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from click.testing import CliRunner
+from PIL import Image
+
+from contrastive_nb.cli import main
+from contrastive_nb.experiment import Config
+from contrastive_nb.sweep import declared, read_notebook, resolve
+
+ROOT = Path(__file__).parents[1]
+PRETRAIN = ROOT/'nbs'/'experiments'/'pretrain.ipynb'
+TOY = ('-p', 'n_epochs', '1', '-p', 'n_measured', '16', '-p', 'batch_size', '256')
+
+
+def call(*words):
+    done = CliRunner().invoke(main, [str(w) for w in words])
+    if done.exception and not isinstance(done.exception, SystemExit): raise done.exception
+    return done.exit_code, done.output
+
+
+def refused(out, *words):
+    "The one line that the command says; nothing may stand in `out`."
+    code, text = call(*words, '-o', out)
+    assert code==2, text
+    assert text.startswith('contrastive-nb: ') and text.count('\n')==1, text
+    assert not Path(out).exists()
+    return text
+
+
+def test_the_notebook_declares_the_config():
+    parameters = declared(read_notebook(PRETRAIN))
+    assert list(resolve(parameters, {}))==list(Config.model_fields)
+    assert resolve(parameters, {})==Config().model_dump()
+    assert all(p.help for p in parameters.values())
+
+
+@pytest.mark.parametrize('words, text', [
+    (('bacth_size', 64), "unknown parameter 'bacth_size', did you mean 'batch_size'?"), (('batch_size', 'many'), "parameter batch_size must be int, got 'many'"),
+    (('n_epochs', '1.5'), 'parameter n_epochs must be int'), (('lambda', 1), "unknown parameter 'lambda'"), (('out', 'x'), "unknown parameter 'out'"),
+    (('loss_params', 'hot'), 'parameter loss_params must be dict'),
+])
+def test_bad_parameters(tmp_path, words, text): assert text in refused(tmp_path/'out', 'run', PRETRAIN, '-p', *words)
+
+
+BAD_VALUES = [
+    (dict(loss='simclr'), "unknown loss 'simclr', known: infonce, ntxent, dcl, dhel, kcl"), (dict(dataset='mnist'), 'must be one of digits, cifar10'),
+    (dict(encoder='vit'), "unknown encoder 'vit', known: small, resnet18, resnet50"), (dict(batch_size=1), 'batch_size must be a whole number >= 2, got 1'),
+    (dict(batch_size=2000), 'a batch of 2000 is larger than the dataset digits with its 1437 training images'),
+    (dict(loss_params=dict(temperature=0)), 'temperature must be a number > 0, got 0'), (dict(loss_params=dict(temperature=math.nan)), 'temperature must be a number > 0, got nan'),
+    (dict(loss_params=dict(temperature='hot')), "temperature must be a number > 0, got 'hot'"), (dict(loss_params=dict(tau=.1)), "unknown parameter 'tau'"),
+    (dict(dataset='folder:no/such/folder'), 'no/such/folder'), (dict(views='moco'), "unknown views 'moco'"), (dict(device='tpu'), "device must be 'auto', 'cpu' or 'cuda'"),
+]
+
+
+def test_bad_values_are_found_before_any_run(tmp_path):
+    (tmp_path/'grid.yaml').write_text(json.dumps(dict(cases=[{}, *(values for values, _ in BAD_VALUES)])).replace('NaN', '.nan'))
+    said = refused(tmp_path/'out', 'sweep', PRETRAIN, '-g', tmp_path/'grid.yaml')   # the good point doesn't run either
+    assert all(text in said for _, text in BAD_VALUES), said
+    assert "unknown loss 'simclr'" in refused(tmp_path/'out', 'run', PRETRAIN, '-p', 'loss', 'simclr')
+    assert 'temperature must be a number > 0, got nan' in refused(tmp_path/'out', 'run', PRETRAIN, '-p', 'loss_params.temperature', '.nan')
+
+
+def test_an_unreadable_image_is_named(tmp_path):
+    for kind in 'ab':
+        (tmp_path/'images'/kind).mkdir(parents=True)
+        for i in range(6): Image.fromarray(np.full((8, 8), 40*i, np.uint8)).save(tmp_path/'images'/kind/f'{i}.png')
+    (tmp_path/'images'/'a'/'3.png').write_bytes(b'not an image')
+    assert '3.png' in refused(tmp_path/'out', 'run', PRETRAIN, '-p', 'dataset', f"folder:{tmp_path/'images'}")
+
+
+@pytest.mark.parametrize('text, says', [('', 'the grid has no points'), ('product: {}', 'no points'), ('product: {seed: []}', 'no points'), ('prodct: {seed: [0]}', "unknown key 'prodct'"),
+                                        ('product: {seed: [0, 0]}', 'more than once'), ('a: [', 'no readable YAML'), ('product: {sed: [0]}', "did you mean 'seed'")])
+def test_bad_grids(tmp_path, text, says):
+    (tmp_path/'grid.yaml').write_text(text)
+    assert says in refused(tmp_path/'out', 'sweep', PRETRAIN, '-g', tmp_path/'grid.yaml')
+
+
+def test_an_output_folder_that_cannot_be_made(tmp_path):
+    (tmp_path/'file').write_text('')
+    code, text = call('run', PRETRAIN, *TOY, '-o', tmp_path/'file'/'out')
+    assert code==2 and 'can\'t be made' in text and text.count('\n')==1
+    if Path('/proc').is_dir():
+        code, text = call('run', PRETRAIN, *TOY, '-o', '/proc/out')
+        assert code==2 and text.count('\n')==1
+
+
+def test_bad_notebooks(tmp_path):
+    assert 'does not exist' in refused(tmp_path/'out', 'run', tmp_path/'no.ipynb')
+    (tmp_path/'cut.ipynb').write_text('{"cells": [')
+    assert 'no readable notebook' in refused(tmp_path/'out', 'run', tmp_path/'cut.ipynb')
+    assert "one cell tagged 'parameters'" in refused(tmp_path/'out', 'run', ROOT/'nbs'/'00_sphere.ipynb')
+
+
+@pytest.fixture(scope='module')
+def swept(tmp_path_factory):
+    "A sweep of four tiny runs, by the installed command."
+    folder = tmp_path_factory.mktemp('sweep')
+    (folder/'grid.yaml').write_text('cases:\n- {loss: dhel, loss_params: {temperature: 0.3}}\n- {loss: kcl, loss_params: {kernel: imq, c: 0.5}}\n'
+                                    'product: {seed: [0, 1]}\nfixed: {n_epochs: 1, n_measured: 16, batch_size: 256, lr: 1e-1}\n')
+    command = [str(Path(sys.executable).parent/'contrastive-nb'), 'sweep', str(PRETRAIN), '-g', str(folder/'grid.yaml'), '-o', str(folder/'out')]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert done.returncode==0, done.stderr
+    assert '4 of 4 runs done' in done.stdout
+    return folder, command
+
+
+def test_a_sweep_becomes_one_dataset(swept):
+    folder, _ = swept
+    code, text = call('collect', folder/'out')
+    assert code==0 and '4 runs' in text
+    ds = xr.load_dataset(folder/'out'/'results.nc')
+    assert ds.probe_accuracy.dims==('objective', 'dataset', 'encoder', 'batch_size', 'seed')
+    assert ds.sizes['objective']==2 and ds.sizes['seed']==2 and int(ds.probe_accuracy.notnull().sum())==4
+    assert set(ds.objective.values)=={'dhel(temperature=0.3)', 'kcl(kernel=imq(c=0.5), gamma=16.0)'}
+    assert ds.lr.item()==.1 and ds.attrs['commit'] is not None and json.loads(ds.attrs['versions'])['torch']
+    code, text = call('report', folder/'out'/'results.nc')
+    assert code==0 and 'probe_accuracy' in text
+    page = (folder/'out'/'results.html').read_text()
+    assert page.count('<img') >= 6 and 'http' not in page.replace('http://www.w3.org', '')
+
+
+def test_done_runs_are_skipped_and_damaged_ones_run_again(swept):
+    folder, command = swept
+    states = lambda: {p.parent.name: json.loads(p.read_text()) for p in (folder/'out').glob('*/run.json')}
+    before = states()
+    damaged = sorted(before)[0]
+    result = (folder/'out'/damaged/'result.nc').read_bytes()
+    (folder/'out'/damaged/'result.nc').write_bytes(result[:1000])
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert done.returncode==0 and '4 of 4 runs done' in done.stdout, done.stderr
+    after = states()
+    assert after.pop(damaged)['attempts']==2 and all(after[name]==before[name] for name in after)
+    again, first = xr.load_dataset(folder/'out'/damaged/'result.nc'), xr.load_dataset(write(folder/'first.nc', result))
+    for name in first.data_vars.keys() - {'seconds', 'views_per_second', 'peak_memory'}: assert first[name].equals(again[name]), name   # same seed, same bits
+    code, text = call('status', folder/'out')
+    assert code==0 and '4 done' in text
+
+
+def write(path, content):
+    path.write_bytes(content)
+    return path
+
+
+def test_a_failing_run_is_told_and_does_not_stop_the_others(tmp_path):
+    nb = json.loads(PRETRAIN.read_text())
+    last = [c for c in nb['cells'] if c['cell_type']=='code'][-1]
+    last['source'] = 'if seed==1: raise RuntimeError("out of luck")'
+    save = next(c for c in nb['cells'] if 'save_run(' in ''.join(c['source']) and c['cell_type']=='code' and 'import' not in ''.join(c['source']))
+    nb['cells'].remove(save); nb['cells'].append(save)   # the result is written after the failing cell
+    (tmp_path/'unlucky.ipynb').write_text(json.dumps(nb))
+    (tmp_path/'grid.yaml').write_text('product: {seed: [0, 1]}\nfixed: {n_epochs: 1, n_measured: 16, batch_size: 256}\n')
+    code, text = call('sweep', tmp_path/'unlucky.ipynb', '-g', tmp_path/'grid.yaml', '-o', tmp_path/'out')
+    assert code==1 and '1 of 2 runs done' in text and 'RuntimeError: out of luck' in text
+    code, text = call('collect', tmp_path/'out')
+    assert code==0 and '1 absent' in text
+
+
+def test_info_lists_what_parameters_may_name():
+    code, text = call('info')
+    assert code==0 and all(name in text for name in ('dhel', 'gaussian', 'digits', 'resnet18', 'folder:PATH'))

@@ -1,0 +1,89 @@
+"The house is in order: modules are what the notebooks export, notebooks are clean, chapters lean on earlier ones only."
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CHAPTERS = sorted(ROOT.glob('nbs/[0-9][0-9]_*.ipynb'))
+GROUND = ROOT/'nbs'/'compat.ipynb', ROOT/'nbs'/'record.ipynb'
+NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+TOP = {'settings.ini', 'pyproject.toml', 'constraints.txt', 'Makefile', 'nbs', 'contrastive_nb', 'data', 'tests', '.github', '.ci', 'README.md',
+       'CHANGELOG.md', 'CITATION.cff', 'LICENSE', '.gitignore', '.gitattributes'}
+
+
+def module(chapter): return chapter.stem.split('_', 1)[1] if chapter in CHAPTERS else chapter.stem
+
+
+@pytest.fixture
+def copy(tmp_path):
+    "The sources alone, to export or clean without touching the checkout."
+    for name in ('nbs', 'contrastive_nb'):
+        shutil.copytree(ROOT/name, tmp_path/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+    shutil.copy(ROOT/'settings.ini', tmp_path)
+    return tmp_path
+
+
+def nbdev(command, folder):
+    env = {k: v for k, v in os.environ.items() if k!='IN_TEST'}
+    done = subprocess.run([str(Path(sys.executable).parent/command)], cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode==0, done.stderr
+
+
+def tree(folder, pattern): return {p.relative_to(folder): p.read_bytes() for p in folder.rglob(pattern) if not {'__pycache__', '.ipynb_checkpoints'} & set(p.parts)}
+
+
+def test_modules_equal_a_fresh_export(copy):
+    for path in (copy/'contrastive_nb').glob('*.py'):
+        if path.name!='__init__.py': path.unlink()
+    nbdev('nbdev_export', copy)
+    assert tree(copy/'contrastive_nb', '*.py')==tree(ROOT/'contrastive_nb', '*.py'), 'run make sync'
+
+
+def test_notebooks_are_clean(copy):
+    nbdev('nbdev_clean', copy)
+    dirty = [str(p) for p, content in tree(copy/'nbs', '*.ipynb').items() if content!=(ROOT/'nbs'/p).read_bytes()]
+    assert not dirty, f'run make sync: {dirty}'
+
+
+def test_experiments_carry_no_outputs():
+    for path in (ROOT/'nbs'/'experiments').glob('*.ipynb'):
+        assert not any(c.get('outputs') for c in json.loads(path.read_text())['cells']), path
+
+
+def test_chapters_are_numbered_without_gaps(): assert [int(p.stem[:2]) for p in CHAPTERS]==list(range(len(CHAPTERS)))
+
+
+@pytest.mark.parametrize('chapter', (*GROUND, *CHAPTERS), ids=lambda p: p.stem)
+def test_chapter_imports_only_earlier_chapters(chapter):
+    earlier = {module(p) for p in (*GROUND, *CHAPTERS)[:(*GROUND, *CHAPTERS).index(chapter)]}
+    source = (ROOT/'contrastive_nb'/f'{module(chapter)}.py').read_text()
+    used = {node.module.split('.')[-1] for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) and node.module
+            and (node.level or node.module.startswith('contrastive_nb.'))}
+    assert used <= earlier, f'{chapter.stem} leans on {sorted(used - earlier)}'
+
+
+def test_every_module_has_a_chapter():
+    assert {p.stem for p in (ROOT/'contrastive_nb').glob('[!_]*.py')}=={module(p) for p in (*GROUND, *CHAPTERS)}
+
+
+def test_readme_equals_index():
+    done = subprocess.run([sys.executable, '.ci/readme.py', '--check'], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode==0, done.stderr
+
+
+def test_top_level():
+    listed = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode: pytest.skip('not a git checkout')
+    assert {line.split('/')[0] for line in listed.stdout.splitlines()} <= TOP
+
+
+def test_losses_need_torch_alone():
+    code = "import sys; import torch; before = set(sys.modules); import contrastive_nb.losses, contrastive_nb.label_losses; print(*{m.split('.')[0] for m in set(sys.modules)-before})"
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert not {'scipy', 'sklearn', 'xarray', 'torchvision', 'pydantic', 'papermill'} & set(done.stdout.split())

@@ -1,0 +1,29 @@
+"Each chapter runs top to bottom in a process of its own; each experiment runs at toy size through papermill."
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import papermill
+import pytest
+import xarray as xr
+
+from test_house import CHAPTERS, GROUND, NOTEBOOKS, ROOT
+
+EXPERIMENTS = [p for p in NOTEBOOKS if p.parent.name=='experiments']
+RUN = 'import sys; from nbdev.test import test_nb; ok, seconds = test_nb(sys.argv[1], skip_flags=["notest", "slow", "cuda"]); sys.exit(not ok)'
+
+
+@pytest.mark.parametrize('notebook', (*GROUND, *CHAPTERS, ROOT/'nbs'/'index.ipynb'), ids=lambda p: p.stem)
+def test_chapter(notebook):
+    env = os.environ | dict(OMP_NUM_THREADS='1', MPLBACKEND='agg')
+    done = subprocess.run([sys.executable, '-c', RUN, str(notebook)], cwd=notebook.parent, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode==0, (done.stdout + done.stderr)[-4000:]
+
+
+@pytest.mark.parametrize('notebook', EXPERIMENTS, ids=lambda p: p.stem)
+def test_experiment_by_papermill_itself(notebook, tmp_path):
+    papermill.execute_notebook(notebook, tmp_path/'executed.ipynb', parameters=dict(out=str(tmp_path/'run')), kernel_name='python3', progress_bar=False)
+    ds = xr.load_dataset(tmp_path/'run'/'result.nc')
+    assert ds.attrs['commit'] is not None and ds.attrs['parameters'] and ds.attrs['axes']
+    assert all('units' in v.attrs and 'long_name' in v.attrs for v in ds.data_vars.values())
