@@ -30,6 +30,9 @@ test-all: install  ## the slow tests too
 lab: install  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=nbs
 
+docs: install  ## the site in _docs/html, offline; make docs SERVE=1 also serves it on this machine
+	$(BIN)/python nbs/_site/build.py $(if $(SERVE),--serve)
+
 sync: install  ## after editing a notebook: export the modules, clean the notebooks, write the README
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean

@@ -11,7 +11,7 @@ import xarray as xr
 from test_house import CHAPTERS, GROUND, NOTEBOOKS, ROOT
 
 EXPERIMENTS = [p for p in NOTEBOOKS if p.parent.name=='experiments']
-RUN = 'import sys; from nbdev.test import test_nb; ok, seconds = test_nb(sys.argv[1], skip_flags=["notest", "slow", "cuda"]); sys.exit(not ok)'
+RUN = 'import sys; from pathlib import Path; from nbdev.test import test_nb; ok, seconds = test_nb(Path(sys.argv[1]), skip_flags=["notest", "slow", "cuda"]); sys.exit(not ok)'
 
 
 @pytest.mark.parametrize('notebook', (*GROUND, *CHAPTERS, ROOT/'nbs'/'index.ipynb'), ids=lambda p: p.stem)
