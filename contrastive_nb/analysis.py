@@ -76,7 +76,7 @@ def paired(
     n = gap.notnull().sum('seed')
     return xr.Dataset(dict(mean=gap.mean('seed'), error=gap.std('seed', ddof=1)/n**.5 if gap.sizes['seed']>1 else gap.mean('seed')*np.nan, wins=(gap>0).sum('seed'), n=n))
 
-# %% ../nbs/15_analysis.ipynb #eff2c4ec
+# %% ../nbs/15_analysis.ipynb #c84e5a08
 @dataclass(frozen=True)
 class Claim:
     "An ordering that somebody expects, with its source."
@@ -110,11 +110,13 @@ def judge(
                     wins, n = int(gap.wins.sum()), int(gap.n.sum())
                     if not n: continue
                     verdict = 'shows' if wins==n else 'mixed' if wins>n/2 else 'does not show'
-                    rows.append({'quantity': claim.name, 'claim': f'{a} > {b}', 'mean difference': f"{float(gap['mean'].min()):+.3g} to {float(gap['mean'].max()):+.3g}",
-                                 'agree': f'{wins} of {n} pairs of runs', 'verdict': verdict, 'source': claim.source})
+                    value = final(ds, claim.name)
+                    first, second = ('{:.3g} to {:.3g}'.format(float(v.min()), float(v.max())) for v in (value.sel(objective=a), value.sel(objective=b)))
+                    rows.append({'quantity': claim.name, 'claim': f'{a} > {b}', 'measured': f'{first} against {second}',
+                                 'mean difference': f"{float(gap['mean'].min()):+.3g} to {float(gap['mean'].max()):+.3g}", 'agree': f'{wins} of {n}', 'verdict': verdict, 'source': claim.source})
     return pd.DataFrame(rows)
 
-# %% ../nbs/15_analysis.ipynb #db28e0a1
+# %% ../nbs/15_analysis.ipynb #9dd2955f
 _COLOURS = dict(zip(('infonce', 'ntxent', 'dcl', 'dhel', 'kcl', 'supcon'), np.array(sns.color_palette('colorblind'))[[7, 0, 1, 2, 3, 4]].tolist()))
 STYLE = {'axes.grid': True, 'grid.alpha': .3, 'axes.spines.top': False, 'axes.spines.right': False, 'figure.figsize': (5.2, 3.2),
          'font.size': 9, 'legend.fontsize': 8, 'legend.frameon': False, 'svg.fonttype': 'none'}
@@ -160,7 +162,7 @@ def against(
         if len(ticks)>1 and min(ticks)>0 and max(ticks)/min(ticks)>=4: ax.set_xscale('log', base=2)
         ax.set_xticks(ticks, [f'{t:g}' for t in ticks]); ax.minorticks_off()
         ax.set(xlabel=x.replace('_', ' '), ylabel=_title(value))
-        ax.legend(title=None)
+        sns.move_legend(ax, 'lower center', bbox_to_anchor=(.5, 1.02), ncol=2, title=None)
         fig.tight_layout()
     plt.close(fig)
     return fig
@@ -179,20 +181,20 @@ def curves(
     with plt.rc_context(STYLE):
         grid = sns.relplot(frame, x=along, y='value', hue='objective', palette=palette(ds), col='batch_size', kind='line', errorbar=('pi', 100), height=2.9, aspect=.95)
         grid.set_titles('batch size {col_name}').set_axis_labels(along, _title(x.rename(name)))
-        if log: grid.set(yscale='log')
+        if log: grid.set(yscale='log', ylim=(max(1e-4, .5*frame.value.min()), None))   # below lies rounding
         sns.move_legend(grid, 'lower center', bbox_to_anchor=(.5, 1), ncol=2, title=None)
     plt.close(grid.figure)
     return grid.figure
 
-# %% ../nbs/15_analysis.ipynb #188cad6f
+# %% ../nbs/15_analysis.ipynb #3fef23a5
 FIGURES = (   # heading, what it shows, how to draw it; drawn where the dataset has the variable
     ('Accuracy of a linear probe', 'probe_accuracy', lambda ds: against(ds, 'probe_accuracy')),
     ('Accuracy of nearest neighbours', 'knn_accuracy', lambda ds: against(ds, 'knn_accuracy')),
     ('Effective rank of the embeddings', 'effective_rank', lambda ds: against(ds, 'effective_rank')),
-    ('Spectrum of the embeddings', 'singular_value', lambda ds: curves(ds, 'singular_value', 'component', log=True, relative=True)),
     ('Effective rank of the features', 'feature_effective_rank', lambda ds: against(ds, 'feature_effective_rank')),
     ('Uniformity of the embeddings (lower is more uniform)', 'uniformity', lambda ds: against(ds, 'uniformity')),
     ('Wasserstein distance to uniform (lower is more uniform)', 'wasserstein', lambda ds: against(ds, 'wasserstein')),
+    ('Spectrum of the embeddings', 'singular_value', lambda ds: curves(ds, 'singular_value', 'component', log=True, relative=True)),
     ('Effective rank of the embeddings during training', 'effective_rank', lambda ds: curves(ds, 'effective_rank')),
 )
 TABLE = 'probe_accuracy', 'knn_accuracy', 'effective_rank', 'feature_effective_rank', 'uniformity', 'wasserstein', 'alignment'
@@ -200,26 +202,29 @@ TABLE = 'probe_accuracy', 'knn_accuracy', 'effective_rank', 'feature_effective_r
 _PAGE = '''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title>
 <style>
-:root{color-scheme:light dark;--line:#8884} body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
+:root{color-scheme:light dark;--line:#8884} body{font:16px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem}
 h1{line-height:1.2} h2{margin-top:2.5rem} .scroll{overflow-x:auto} table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
-th,td{padding:.3rem .7rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top} figure{margin:1rem 0} img{max-width:100%;background:#fff;border-radius:4px}
-figcaption,.small{font-size:.85rem;opacity:.8} .shows{color:#0a7d38;font-weight:600}.mixed{color:#b36b00;font-weight:600}.does{color:#c0392b;font-weight:600}
+th,td{padding:.3rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top} .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(24rem,100%),1fr));gap:1rem 2rem}
+.wide{grid-column:1/-1} figure{margin:1rem 0} img{width:100%;background:#fff;border-radius:4px}
+td{white-space:nowrap} td:first-child,td.wrap,th{white-space:normal} figcaption,.small{font-size:.85rem;opacity:.8} .shows{color:#0a7d38;font-weight:600}.mixed{color:#b36b00;font-weight:600}.does{color:#c0392b;font-weight:600}
 @media(prefers-color-scheme:dark){.shows{color:#4cd080}.mixed{color:#ffb347}.does{color:#ff7b6b}} pre{white-space:pre-wrap;font-size:.8rem}
 </style></head><body>
 <h1>{{ title }}</h1>
+{% if question %}<p>{{ question }}</p>{% endif %}
 <p>{{ n_runs }} runs{% if absent %}, <strong>{{ absent|length }} absent</strong>{% endif %}: {% for name, values in axes %}{{ name }} {{ values }}{{ '; ' if not loop.last }}{% endfor %}.</p>
 {% if absent %}<details open><summary>Absent runs</summary><ul>{% for name, why in absent.items() %}<li><code>{{ name }}</code>: {{ why }}</li>{% endfor %}</ul></details>{% endif %}
 {% if verdicts %}<h2>What the numbers say</h2>
 <div class="scroll"><table><tr>{% for h in verdicts[0] %}<th>{{ h }}</th>{% endfor %}</tr>
-{% for row in verdicts %}<tr>{% for h, v in row.items() %}<td{% if h=='verdict' %} class="{{ v.split()[0] }}"{% endif %}>{{ v }}</td>{% endfor %}</tr>{% endfor %}</table></div>
-<p class="small">Runs are paired by seed and batch size. "shows": every pair agrees; "mixed": most do; "does not show": half or fewer.</p>{% endif %}
+{% for row in verdicts %}<tr>{% for h, v in row.items() %}<td class="{{ v.split()[0] if h=='verdict' else 'wrap' if h in ('claim', 'measured', 'source') }}">{{ v }}</td>{% endfor %}</tr>{% endfor %}</table></div>
+<p class="small">Runs are paired by seed and setting, and "agree" counts the pairs in which the claim holds. It "shows" if all do, is "mixed" if most do,
+and "does not show" if half or fewer do. "measured" gives the lowest and highest single run of each side: sides that overlap are not told apart here.</p>{% endif %}
 <h2>Results</h2><div class="scroll"><table><tr>{% for h in header %}<th>{{ h }}</th>{% endfor %}</tr>
 {% for row in rows %}<tr>{% for v in row %}<td>{{ v }}</td>{% endfor %}</tr>{% endfor %}</table></div>
 <p class="small">Mean ± standard deviation over seeds, at the end of training.</p>
-<h2>Figures</h2>{% for f in figures %}<figure><figcaption><strong>{{ f.heading }}</strong></figcaption><img alt="{{ f.alt }}" src="data:image/svg+xml;base64,{{ f.data }}"></figure>{% endfor %}
+<h2>Figures</h2><div class="figures">{% for f in figures %}<figure{% if f.wide %} class="wide"{% endif %}><figcaption><strong>{{ f.heading }}</strong></figcaption><img alt="{{ f.alt }}" src="data:image/svg+xml;base64,{{ f.data }}"></figure>{% endfor %}</div>
 <p class="small">Lines are means over seeds; bands reach from the lowest to the highest seed.</p>
-<h2>Protocol</h2><div class="scroll"><table>{% for k, v in protocol %}<tr><th>{{ k }}</th><td>{{ v }}</td></tr>{% endfor %}</table></div>
-<h2>Provenance</h2><div class="scroll"><table>{% for k, v in provenance %}<tr><th>{{ k }}</th><td>{{ v }}</td></tr>{% endfor %}</table></div>
+<h2>Protocol</h2><div class="scroll"><table>{% for k, v in protocol %}<tr><th>{{ k }}</th><td class="wrap">{{ v }}</td></tr>{% endfor %}</table></div>
+<h2>Provenance</h2><div class="scroll"><table>{% for k, v in provenance %}<tr><th>{{ k }}</th><td class="wrap">{{ v }}</td></tr>{% endfor %}</table></div>
 </body></html>
 '''
 
@@ -243,16 +248,16 @@ def report(
     from jinja2 import Environment
     names = [n for n in TABLE if n in ds] or list(ds.data_vars)
     table = readable(summary(ds, names), titled(ds, names)).reset_index()
-    attrs, known = dict(ds.attrs), {'axes', 'absent', 'n_runs', 'n_absent', 'experiment', 'protocol', 'parameters'}
+    attrs, known = dict(ds.attrs), {'axes', 'absent', 'n_runs', 'n_absent', 'experiment', 'protocol', 'parameters', 'question'}
     constants = [(k, v.item()) for k, v in ds.coords.items() if not v.ndim]
     page = Environment(autoescape=True).from_string(_PAGE).render(
         title=title or f"{attrs.get('experiment', 'Sweep')}: {attrs.get('n_runs', '')} runs on {ds.coords['dataset'].values.reshape(-1)[0] if 'dataset' in ds.coords else 'their data'}",
-        n_runs=attrs.get('n_runs', '?'), absent=json.loads(attrs.get('absent', '{}')),
-        axes=[(d.replace('_', ' '), ', '.join(map(str, ds[d].values.tolist()))) for d in ds.dims if d not in ('epoch', 'component') and d in ds.coords],
+        question=attrs.get('question', ''), n_runs=attrs.get('n_runs', '?'), absent=json.loads(attrs.get('absent', '{}')),
+        axes=[(d.replace('_', ' '), ', '.join(map(str, ds[d].values.tolist()))) for d in json.loads(attrs.get('axes', '[]')) if d in ds.dims],
         verdicts=judge(ds, claims).to_dict('records'), header=list(table.columns), rows=table.values.tolist(),
-        figures=[dict(heading=heading, data=_svg(draw(ds), heading), alt=f'{heading}, by batch size and objective; the values stand in the table above')
+        figures=[dict(heading=heading, data=_svg(fig := draw(ds), heading), wide=len(fig.axes)>1, alt=f'{heading}, by batch size and objective; the values stand in the table above')
                  for heading, name, draw in FIGURES if name in ds and {'objective', 'batch_size'} <= set(ds[name].dims)],
-        protocol=[*json.loads(attrs.get('protocol', '{}')).items(), *constants],
+        protocol=[*((k, ', '.join(f'{a} {b}' for a, b in v.items()) if isinstance(v, dict) else v) for k, v in json.loads(attrs.get('protocol', '{}')).items()), *constants],
         provenance=[(k, v) for k, v in attrs.items() if k not in known])
     path = Path(path)
     with atomic(path) as tmp: tmp.write_text(page, encoding='utf-8')

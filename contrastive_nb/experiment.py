@@ -178,7 +178,7 @@ def probe(
     sets = train_h, data.train.y, test_h, data.test.y
     return dict(knn_accuracy=knn(*sets, k=config.knn_k, temperature=config.knn_temperature), probe_accuracy=linear_probe(*sets))
 
-# %% ../nbs/12_experiment.ipynb #aa0bfef3
+# %% ../nbs/12_experiment.ipynb #87d2e23c
 VARIABLES = dict(   # name -> (long name, units)
     train_loss=('training loss', '1'), alignment=('alignment', '1'), uniformity=('uniformity', '1'), wasserstein=('Wasserstein distance to uniform', '1'),
     effective_rank=('effective rank of the embeddings', '1'), rank=('rank of the embeddings', '1'), feature_effective_rank=('effective rank of the features', '1'), positive_cosine=('mean cosine of positives', '1'),
@@ -208,7 +208,7 @@ def as_dataset(
     numbers = {k: float(v) for k, v in objective.params.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
     ds = ds.assign_coords(epoch=('epoch', 1 + np.arange(config.n_epochs), dict(long_name='epochs trained')), **{dim: 1 + np.arange(len(values)) for dim, values in spectra.values()},
                           objective=objective.label, **scalars, **{k: v for k, v in numbers.items() if k not in scalars})
-    protocol = {**{name: score.protocol for name, score in scores.items()}, 'geometry': f'augmented views ({config.views}) of {config.n_measured} test images at most, the same after every epoch; embeddings on the sphere, features before the projector',
+    protocol = {**{name: json.loads(score.protocol) for name, score in scores.items()}, 'geometry': f'augmented views ({config.views}) of {config.n_measured} test images at most, the same after every epoch; embeddings on the sphere, features before the projector',
                 'spectra': 'singular values for all test images, un-augmented: embeddings on the sphere, features before the projector'}
     return ds.assign_attrs(axes=to_json(AXES), protocol=to_json(protocol))
 
@@ -229,8 +229,9 @@ def save_run(
     experiment:str,          # name of the experiment
     config:Config,
     started:float,           # time.time() when the notebook began
+    question:str='',         # what the experiment asks, for the head of a report
 )->Path:
     "Write the run's result.nc, with parameters, origin and time taken."
     origin = provenance(device_name(config.torch_device), project_root())
-    save_dataset(ds, path := Path(folder)/'result.nc', experiment=experiment, parameters=config.model_dump(), run_seconds=round(time.time()-started, 2), **origin)
+    save_dataset(ds, path := Path(folder)/'result.nc', experiment=experiment, question=question, parameters=config.model_dump(), run_seconds=round(time.time()-started, 2), **origin)
     return path

@@ -42,7 +42,7 @@ def _key(value):
     "A value by which runs are told apart: equal floats, and NaN equal to itself."
     return 'nan' if value!=value else value
 
-# %% ../nbs/14_results.ipynb #b08e2069
+# %% ../nbs/14_results.ipynb #2afa4e08
 def combine(
     runs:list[xr.Dataset],    # datasets of single runs
 )->xr.Dataset:
@@ -68,7 +68,7 @@ def combine(
         text = any(isinstance(v, str) for v in values)
         big = big.assign_coords({name: (owner, [('' if v is None else v) if text else (float('nan') if v is None else v) for v in values])})
     big = big.assign_coords({name: labels[0][name] for name in constant})
-    return big.transpose(*axes, ...)
+    return big.assign_attrs(axes=to_json(axes)).transpose(*axes, ...)
 
 # %% ../nbs/14_results.ipynb #7c541df0
 def run_states(
