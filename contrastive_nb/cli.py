@@ -11,12 +11,15 @@ from pathlib import Path
 
 import click
 
-# %% ../nbs/16_cli.ipynb #766b00b8
+# %% ../nbs/16_cli.ipynb #705846ab
 class _Group(click.Group):
-    "Commands whose expected errors are one line and exit code 2."
+    "Commands whose expected errors are one line and exit code 2, 130 after Ctrl-C."
     def invoke(self, ctx):
         try: return super().invoke(ctx)
         except (ValueError, OSError) as error: message = ' '.join(str(error).split())
+        except KeyboardInterrupt:
+            click.echo("contrastive-nb: interrupted; what is done stays done, the same command goes on from here", err=True)
+            ctx.exit(130)
         except ModuleNotFoundError as error: message = f"{error.name} is not installed; remedy: pip install 'contrastive-nb[all]'"
         click.echo(f"contrastive-nb: {message}", err=True)
         ctx.exit(2)

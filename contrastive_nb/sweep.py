@@ -7,7 +7,7 @@ __all__ = ['TYPES', 'RUNNER', 'Parameter', 'read_notebook', 'declared', 'plain',
            'code_hash', 'run_name', 'is_done', 'read_state', 'check_points', 'run_one', 'plan', 'local_executor',
            'sweep']
 
-# %% ../nbs/13_sweep.ipynb #377fab2c
+# %% ../nbs/13_sweep.ipynb #6fe6f1cb
 import ast
 import hashlib
 import io
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 import tokenize
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -260,7 +260,7 @@ def _run_locked(notebook, values, folder, timeout):
     if done: (folder/'checkpoint.pt').unlink(missing_ok=True)
     return state
 
-# %% ../nbs/13_sweep.ipynb #fe2bc0a2
+# %% ../nbs/13_sweep.ipynb #67afacc2
 def plan(
     notebook,               # path of the notebook
     points:list[dict],      # values of each point
@@ -308,17 +308,17 @@ def sweep(
     own = local_executor(jobs) if executor is None else None
     _declare(notebook, runs, out)
     bar = tqdm(total=len(runs), initial=len(states), desc=Path(out).name, unit='run', disable=not progress, smoothing=.1)
-    pool = executor or own
+    pool, queue, running = executor or own, iter(waiting.items()), {}
     try:
-        futures = {pool.submit(run_one, str(notebook), values, str(folder), timeout): folder for folder, values in waiting.items()}
-        for future in as_completed(futures):
-            try: state = future.result()
-            except Exception as error: state = dict(state='failed', error=f'{type(error).__name__}: {error}')
-            states[futures[future]] = state
-            bar.update(); bar.set_postfix(failed=sum(s['state']=='failed' for s in states.values()))
-    except KeyboardInterrupt:
-        for future in futures: future.cancel()
-        raise
+        while True:
+            for folder, values in itertools.islice(queue, jobs - len(running) if own else None):   # none waits in a worker, so that Ctrl-C starts nothing new
+                running[pool.submit(run_one, str(notebook), values, str(folder), timeout)] = folder
+            if not running: break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                try: state = future.result()
+                except Exception as error: state = dict(state='failed', error=f'{type(error).__name__}: {error}')
+                states[running.pop(future)] = state
+                bar.update(); bar.set_postfix(failed=sum(s['state']=='failed' for s in states.values()))
     finally:
         bar.close()
         if own: own.shutdown(wait=True, cancel_futures=True)
