@@ -6,7 +6,7 @@
 __all__ = ['LOSSES', 'infonce', 'ntxent', 'dcl', 'dhel', 'kcl', 'Loss', 'loss_parameters', 'InfoNCE', 'NTXent', 'DCL', 'DHEL',
            'KCL', 'make_loss']
 
-# %% ../nbs/03_losses.ipynb #3da522cb
+# %% ../nbs/03_losses.ipynb #8bb51e48
 import inspect
 
 import torch
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from .kernels import KERNELS, Kernel, check_positive, gaussian, make_kernel, parse_call
-from .pairs import embeddings, log_repulsion, mean_kernel, positive_sqdist, positives
+from .pairs import embeddings, log_repulsion, log_repulsions, mean_kernel, positive_sqdist, positives
 
-# %% ../nbs/03_losses.ipynb #e8f3659c
+# %% ../nbs/03_losses.ipynb #0ac748ef
 def infonce(
     z1:Tensor,                # (B, D) embeddings of the first view
     z2:Tensor,                # (B, D) embeddings of the second view, rows paired with `z1`
@@ -29,10 +29,10 @@ def infonce(
     check_positive('infonce', 'temperature', temperature)
     z1, z2 = embeddings('infonce', z1, z2, normalize=normalize, validate=validate)
     p = positives(z1, z2)/temperature
-    loss = softplus(log_repulsion(z1, z2, temperature=temperature) - p).mean()
-    return (loss + softplus(log_repulsion(z2, z1, temperature=temperature) - p).mean())/2 if symmetric else loss
+    repel = log_repulsions(z1, z2, temperature=temperature, within=False) if symmetric else (log_repulsion(z1, z2, temperature=temperature),)
+    return sum(softplus(r - p).mean() for r in repel)/len(repel)
 
-# %% ../nbs/03_losses.ipynb #c77e52e7
+# %% ../nbs/03_losses.ipynb #9ba6b727
 def ntxent(
     z1:Tensor,                # (B, D) embeddings of the first view
     z2:Tensor,                # (B, D) embeddings of the second view, rows paired with `z1`
@@ -44,9 +44,9 @@ def ntxent(
     check_positive('ntxent', 'temperature', temperature)
     z1, z2 = embeddings('ntxent', z1, z2, normalize=normalize, validate=validate)
     p = positives(z1, z2)/temperature
-    return sum(softplus(log_repulsion(a, a, b, temperature=temperature) - p).mean() for a, b in ((z1, z2), (z2, z1)))/2
+    return sum(softplus(r - p).mean() for r in log_repulsions(z1, z2, temperature=temperature))/2
 
-# %% ../nbs/03_losses.ipynb #441f7cec
+# %% ../nbs/03_losses.ipynb #0a9eae64
 def dcl(
     z1:Tensor,                # (B, D) embeddings of the first view
     z2:Tensor,                # (B, D) embeddings of the second view, rows paired with `z1`
@@ -59,8 +59,8 @@ def dcl(
     check_positive('dcl', 'temperature', temperature)
     z1, z2 = embeddings('dcl', z1, z2, normalize=normalize, validate=validate)
     align = positives(z1, z2).mean()/temperature
-    views = ((z1, z2), (z2, z1)) if symmetric else ((z1, z2),)
-    return sum(log_repulsion(a, a, b, temperature=temperature).mean() for a, b in views)/len(views) - align
+    repel = log_repulsions(z1, z2, temperature=temperature) if symmetric else (log_repulsion(z1, z1, z2, temperature=temperature),)
+    return sum(r.mean() for r in repel)/len(repel) - align
 
 # %% ../nbs/03_losses.ipynb #a765a7f9
 def dhel(
