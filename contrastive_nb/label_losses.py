@@ -205,16 +205,16 @@ def clop(
     else: d = torch.linalg.vector_norm(x - target, ord=2 if distance=='l2' else 1, dim=1)
     return lam*(d*known).sum()/known.sum().clamp_min(1)
 
-# %% ../nbs/04_label_losses.ipynb #e0d451f8
-class LabelLoss(Loss): example = torch.eye(2).expand(2, 2, 2), torch.tensor([0, 1])   # (V, B, D), (B,)
+# %% ../nbs/04_label_losses.ipynb #aa81e0e9
+class LabelLoss(Loss): example, split = (torch.eye(2).expand(2, 2, 2), torch.tensor([0, 1])), (1, 0, None, None)   # (V, B, D), (B,), what else all share
 class SupCon(LabelLoss): fn = staticmethod(supcon)
 class ReLUSCL(LabelLoss): fn = staticmethod(relu_scl)
 class NSCL(LabelLoss): fn = staticmethod(nscl)
 class DSCL(LabelLoss): fn = staticmethod(dscl)
-class SoftSupCon(Loss):
+class SoftSupCon(LabelLoss):
     fn = staticmethod(soft_supcon)
-    example = LabelLoss.example[0], torch.eye(4)
-class CLOP(Loss):
+    example, split = (LabelLoss.example[0], torch.eye(4)), (1, None)
+class CLOP(LabelLoss):
     fn = staticmethod(clop)
     example = *LabelLoss.example, torch.eye(2)
 

@@ -468,11 +468,12 @@ def ainfonce(
     adversarial = sum(degree*frozen[a][0] + (1-degree)*frozen[0][a] for a in range(1, V))
     return (clean + 2*adv_weight*adversarial)/(V*(V-1))
 
-# %% ../nbs/03_losses.ipynb #cc06e387
+# %% ../nbs/03_losses.ipynb #32c9de59
 class Loss(nn.Module):
     "A loss function `fn` with its parameters; subclasses only name `fn`, and an `example` of its input."
     fn = None
     example = torch.tensor([[1., 0.], [0., 1.]]), torch.tensor([[.6, .8], [-.8, .6]])
+    split = 0, 0   # the dimension of each input that counts images, along which processes share a batch; None: the same on all
 
     def __init__(self,
         *, learn_temperature:bool=False,   # train log(temperature) along with the encoder
@@ -526,7 +527,7 @@ class Barlow(Loss): fn = staticmethod(barlow)
 class SSGE(Loss): fn = staticmethod(ssge)
 class VRNS(Loss): fn = staticmethod(vrns)
 
-class MultiViewLoss(Loss): example = (torch.stack(Loss.example),)   # (V, B, D)
+class MultiViewLoss(Loss): example, split = (torch.stack(Loss.example),), (1,)   # (V, B, D)
 class MVInfoNCE(MultiViewLoss): fn = staticmethod(mv_infonce)
 class MVDHEL(MultiViewLoss): fn = staticmethod(mv_dhel)
 class PVC(MultiViewLoss): fn = staticmethod(pvc)
@@ -536,7 +537,7 @@ class AInfoNCE(MultiViewLoss): fn = staticmethod(ainfonce)
 LOSSES = {c.fn.__name__: c for c in (InfoNCE, NTXent, DCL, DHEL, KCL, DCLW, Energy, AlignUniform, Spectral, SigLIP, VICReg, Barlow, SSGE, VRNS)}
 MULTIVIEW_LOSSES = {c.fn.__name__: c for c in (MVInfoNCE, MVDHEL, PVC, CACR, AInfoNCE)}
 
-# %% ../nbs/03_losses.ipynb #64679542
+# %% ../nbs/03_losses.ipynb #1884c9bf
 class Sum(nn.Module):
     "Weighted sum of losses of the same inputs, such as `Sum(NTXent(temperature=.1), VRNS(n=50000), weights=(1, 30))`."
     def __init__(self,
@@ -547,7 +548,7 @@ class Sum(nn.Module):
         self.weights = (1,)*len(losses) if weights is None else tuple(weights)
         if not losses or len(self.weights)!=len(losses): raise ValueError(f"Sum: needs a loss or more and as many weights, got {len(losses)} and {len(self.weights)}")
         for w in self.weights: check_range('Sum', 'weights', w)
-        self.losses = nn.ModuleList(losses)
+        self.losses, self.split = nn.ModuleList(losses), losses[0].split
 
     def forward(self, *inputs:Tensor)->Tensor: return sum(w*loss(*inputs) for w, loss in zip(self.weights, self.losses))   # ()
 
@@ -556,6 +557,7 @@ class Sum(nn.Module):
 
 class Pairwise(nn.Module):
     "Mean of a two-view loss over all pairs of views, such as `Pairwise(DHEL(temperature=.3))`."
+    split = (1,)
     def __init__(self, loss:nn.Module):
         super().__init__()
         self.loss = loss

@@ -1,4 +1,4 @@
-"Value and parameter gradient over several processes equal those of one process that holds the whole batch."
+"Value and parameter gradient over several processes equal those of one process that holds the whole batch, for every loss."
 import subprocess
 import sys
 import textwrap
@@ -6,37 +6,54 @@ import textwrap
 import pytest
 
 WORKER = textwrap.dedent('''
-    import torch, torch.distributed as dist
+    import sys, torch, torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
-    from contrastive_nb.losses import make_loss
-    from contrastive_nb.parallel import gather, rank_and_size
+    from contrastive_nb.label_losses import LABEL_LOSSES, orthonormal_prototypes
+    from contrastive_nb.losses import DHEL, LOSSES, MULTIVIEW_LOSSES, Pairwise, VRNS, NTXent, Sum, loss_parameters
+    from contrastive_nb.parallel import Gathered, rank_and_size
 
     dist.init_process_group('gloo')
     rank, size = rank_and_size()
-    torch.manual_seed(0)
-    net, rows = torch.nn.Linear(6, 4).double(), [3, 5, 2][:size]
-    x1, x2 = torch.randn(2, sum(rows), 6, dtype=torch.float64)
+    rows = [int(n) for n in sys.argv[1].split(',')]
     own = slice(sum(rows[:rank]), sum(rows[:rank+1]))
-    for name, params in dict(infonce=dict(temperature=.3), ntxent=dict(temperature=.3), dcl=dict(temperature=.3), dhel=dict(temperature=.3), kcl={}).items():
-        loss = make_loss(name, **params)
-        net.zero_grad()
-        expected = loss(net(x1), net(x2)); expected.backward()
-        grad = net.weight.grad.clone(); net.zero_grad()
-        parallel = DistributedDataParallel(net)
-        value = loss(gather(parallel(x1[own])), gather(net(x2[own])))
+    B, V = sum(rows), 3
+    x = torch.randn(V, B, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(B) % 3
+    shared = dict(clop=[orthonormal_prototypes(3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)], soft_supcon=[torch.ones(V*B, V*B).fill_diagonal_(0)])
+
+    def arguments(c):   # the smallest that a loss must be given
+        known = loss_parameters(c.fn)
+        return {p: v for p, v in dict(temperature=.3, n=100).items() if p in known}
+
+    losses = [(name, c(**arguments(c))) for registry in (LOSSES, MULTIVIEW_LOSSES, LABEL_LOSSES) for name, c in registry.items()]
+    losses += [('sum', Sum(NTXent(temperature=.3), VRNS(n=100), weights=(1, 3))), ('pairwise', Pairwise(DHEL(temperature=.3)))]
+    for name, loss in losses:
+        torch.manual_seed(2)
+        net = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4)).double()
+
+        def inputs(net, part):
+            embedded = net(x[:, part].reshape(-1, 6)).view(V, -1, 4)   # one call for all views, as DistributedDataParallel wants
+            if loss.split==(0, 0): return embedded[0], embedded[1]
+            extra = shared.get(name, [])
+            return (embedded[:2] if name=='dscl' else embedded, *([labels[part]] if loss.split[1:2]==(0,) else []), *extra)
+
+        expected = loss(*inputs(net, slice(None)))
+        grads = torch.autograd.grad(expected, list(net.parameters()))
+        parallel = DistributedDataParallel(net)   # its hooks live as long as it does
+        value = Gathered(loss)(*inputs(parallel, own))
         value.backward()
-        torch.testing.assert_close(value, expected)
-        torch.testing.assert_close(net.weight.grad, grad)
-    print(f'rank {rank} agrees', flush=True)
+        torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12, msg=name)
+        for p, g in zip(net.parameters(), grads): torch.testing.assert_close(p.grad, g, rtol=1e-7, atol=1e-10, msg=name)
+    print(f'rank {rank} agrees for {len(losses)} losses', flush=True)
     dist.destroy_process_group()
 ''')
 
 
-@pytest.mark.parametrize('size', (2, 3))
-def test_gathered_loss_equals_one_process(tmp_path, size):
-    script = tmp_path/'worker.py'
+@pytest.mark.parametrize('rows', ['4,4', '3,6', '4,4,4', '3,6,2', '5,0,4'])
+def test_gathered_loss_equals_one_process(tmp_path, rows):
+    script, size = tmp_path/'worker.py', rows.count(',')+1
     script.write_text(WORKER)
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(size), str(script)]
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(size), str(script), rows]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode==0, done.stderr[-3000:]
     assert all(f'rank {rank} agrees' in done.stdout for rank in range(size))
