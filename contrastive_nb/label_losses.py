@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['LABEL_LOSSES', 'labelled', 'class_totals', 'class_repulsion', 'supcon', 'relu_scl', 'soft_supcon', 'nscl', 'dscl',
-           'orthonormal_prototypes', 'clop', 'LabelLoss', 'SupCon', 'ReLUSCL', 'NSCL', 'DSCL', 'SoftSupCon', 'CLOP']
+           'orthonormal_prototypes', 'clop', 'LabelLoss', 'SupCon', 'ReLUSCL', 'NSCL', 'DSCL', 'SoftSupCon', 'CLOP',
+           'ByLabel']
 
-# %% ../nbs/04_label_losses.ipynb #c092a821
+# %% ../nbs/04_label_losses.ipynb #d95ebab7
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from .kernels import check_positive
-from .losses import Loss, check_choice, check_range
+from .losses import Loss, MultiViewLoss, check_choice, check_range
 from .pairs import embeddings, full_precision, log_repulsion, off_diagonal, positives
 
 # %% ../nbs/04_label_losses.ipynb #53174f16
@@ -219,3 +220,23 @@ class CLOP(LabelLoss):
     example = *LabelLoss.example, torch.eye(2)
 
 LABEL_LOSSES = {c.fn.__name__: c for c in (SupCon, ReLUSCL, SoftSupCon, NSCL, DSCL, CLOP)}
+
+# %% ../nbs/04_label_losses.ipynb #b841738e
+class ByLabel(nn.Module):
+    "Any loss as `loss(embeddings, labels)`."
+    def __init__(self, loss:Loss):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self,
+        embeddings:Tensor,   # (N, D)
+        labels:Tensor,       # (N,) integers; for losses without labels, each of them as often as there are views
+    )->Tensor:               # ()
+        rows, labels = labelled('ByLabel', embeddings[None], labels, normalize=False, validate=False)
+        if isinstance(self.loss, LabelLoss): return self.loss(rows[None], labels)
+        counts = labels.unique(return_counts=True)[1]
+        V, two = int(counts[0]), not isinstance(self.loss, MultiViewLoss)
+        if not (counts==V).all() or V<2 or two and V!=2:
+            raise ValueError(f"ByLabel: {self.loss.label} needs each label {'twice' if two else 'equally often, at least twice'}, got counts from {counts.min()} to {counts.max()}")
+        views = rows[labels.argsort(stable=True)].view(-1, V, rows.shape[1]).unbind(1)
+        return self.loss(*views) if two else self.loss(torch.stack(views))
