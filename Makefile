@@ -12,6 +12,7 @@ install: .venv/.installed  ## install the package, editable, and all it needs in
 .venv/.installed: settings.ini pyproject.toml constraints.txt .ci/metadata.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name it with make PYTHON=...")'
 	@$(PYTHON) -m venv .venv || { echo "the venv module is missing; on Debian: apt-get install python3-venv"; exit 1; }
+	@echo "installing into .venv, this takes a minute or two"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
