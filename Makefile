@@ -42,6 +42,6 @@ sync: install  ## after editing a notebook: export the modules, clean the notebo
 	$(BIN)/nbdev_clean
 	$(BIN)/python .ci/readme.py
 
-clean:  ## remove what the other targets made, .venv and runs included
-	rm -rf .venv _docs build dist data/runs .pytest_cache
+clean:  ## remove .venv, the site and the demo's runs; other sweeps in data/runs stay
+	rm -rf .venv _docs build dist $(DEMO) .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
