@@ -120,6 +120,7 @@ def test_a_sweep_becomes_one_dataset(swept):
     assert ds.probe_accuracy.dims==('objective', 'dataset', 'encoder', 'batch_size', 'seed')
     assert ds.sizes['objective']==2 and ds.sizes['seed']==2 and int(ds.probe_accuracy.notnull().sum())==4
     assert set(ds.objective.values)=={'dhel(temperature=0.3)', 'kcl(kernel=imq(c=0.5), gamma=16.0)'}
+    assert json.loads(ds.attrs['protocol'])['probe_accuracy']['probe']=='linear'
     assert ds.lr.item()==.1 and ds.attrs['commit'] is not None and json.loads(ds.attrs['versions'])['torch']
     code, text = call('report', folder/'out'/'results.nc')
     assert code==0 and 'probe_accuracy' in text
