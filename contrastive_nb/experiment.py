@@ -6,7 +6,7 @@
 __all__ = ['VARIABLES', 'AXES', 'Config', 'Data', 'prepare', 'project_root', 'embed', 'pretrain', 'features', 'probe',
            'as_dataset', 'device_name', 'run_folder', 'save_run']
 
-# %% ../nbs/12_experiment.ipynb #0a5d76d6
+# %% ../nbs/12_experiment.ipynb #6c7b406f
 import hashlib
 import json
 import resource
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from .encoders import ENCODERS, make_encoder
 from .images import Images, load_images
-from .losses import LOSSES, Loss, make_loss
+from .losses import Loss, make_loss
 from .metrics import effective_rank, measure, singular_values
 from .probe import Score, knn, linear_probe
 from .record import provenance, save_dataset, to_json

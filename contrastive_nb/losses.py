@@ -11,7 +11,7 @@ __all__ = ['LOSSES', 'MULTIVIEW_LOSSES', 'infonce', 'ntxent', 'dcl', 'dhel', 'kc
            'Spectral', 'SigLIP', 'VICReg', 'Barlow', 'SSGE', 'VRNS', 'MultiViewLoss', 'MVInfoNCE', 'MVDHEL', 'PVC',
            'CACR', 'AInfoNCE', 'Sum', 'Pairwise', 'make_loss']
 
-# %% ../nbs/03_losses.ipynb #7029f5a9
+# %% ../nbs/03_losses.ipynb #a90c9fee
 import inspect
 import math
 import numbers
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, relu, softplus
 
-from .kernels import KERNELS, Kernel, check_positive, gaussian, make_kernel, parse_call
+from .kernels import Kernel, check_positive, gaussian, make_kernel
 from .pairs import embeddings, full_precision, log_repulsion, log_repulsions, mean_kernel, off_diagonal, positive_sqdist, positives
 from .sphere import sqdist, unit
 

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['sort_coordinates', 'agreed', 'combine', 'run_states', 'collect']
 
-# %% ../nbs/14_results.ipynb #f43975dd
+# %% ../nbs/14_results.ipynb #8e2a2810
 import json
 from pathlib import Path
 
 import xarray as xr
 
-from .record import to_json
+from .record import read_json, to_json
 
 # %% ../nbs/14_results.ipynb #cba48dc9
 def _labels(runs:list[xr.Dataset])->list[dict]:
@@ -81,20 +81,17 @@ def combine(
     protocol = agreed([json.loads(ds.attrs.get('protocol', '{}')) for ds in runs])
     return big.assign_attrs(axes=to_json(axes), protocol=to_json(protocol)).transpose(*axes, ...)
 
-# %% ../nbs/14_results.ipynb #7c541df0
+# %% ../nbs/14_results.ipynb #4fcd31a1
 def run_states(
     folder,                    # of a sweep
 )->dict[str, dict]:            # name of the run's folder -> what its run.json says; state 'absent' if nothing stands there
     "All runs that belong to the sweep in `folder`, with how they stand."
     folder = Path(folder)
     if not folder.is_dir(): raise FileNotFoundError(f"there is no sweep in {folder}")
-    def read(path):
-        try: return json.loads(path.read_text(encoding='utf-8'))
-        except (OSError, ValueError): return {}
-    names = read(folder/'sweep.json').get('runs') or sorted(p.parent.name for p in folder.glob('*/result.nc'))
+    names = read_json(folder/'sweep.json').get('runs') or sorted(p.parent.name for p in folder.glob('*/result.nc'))
     states = {}
     for name in names:
-        state = read(folder/name/'run.json')
+        state = read_json(folder/name/'run.json')
         done = (folder/name/'result.nc').is_file()
         states[name] = state | dict(state='done' if done else state.get('state', 'absent') if state.get('state')!='done' else 'absent')
     return states
@@ -107,7 +104,7 @@ def collect(
     states = run_states(folder)
     for name, state in states.items():
         try: runs.append(xr.load_dataset(folder/name/'result.nc', engine='netcdf4'))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError):
             absent[name] = state.get('error') or ('its result.nc is damaged' if (folder/name/'result.nc').exists() else state['state'])
     if not runs: raise ValueError(f"{folder} holds no finished run" + (f"; {next(iter(absent))}: {next(iter(absent.values()))}" if absent else ''))
     try: ds = combine(runs)

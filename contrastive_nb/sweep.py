@@ -7,13 +7,12 @@ __all__ = ['TYPES', 'RUNNER', 'Parameter', 'read_notebook', 'declared', 'plain',
            'code_hash', 'run_name', 'is_done', 'read_state', 'check_points', 'run_one', 'plan', 'local_executor',
            'sweep']
 
-# %% ../nbs/13_sweep.ipynb #6fe6f1cb
+# %% ../nbs/13_sweep.ipynb #8deff616
 import ast
 import hashlib
 import io
 import itertools
 import json
-import math
 import multiprocessing
 import os
 import re
@@ -25,7 +24,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, w
 from dataclasses import dataclass
 from pathlib import Path
 
-from .record import provenance, to_json, write_json
+from .record import provenance, read_json, to_json, write_json
 
 # %% ../nbs/13_sweep.ipynb #80be9ab7
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ def run_name(
     slug = re.sub(r'[^A-Za-z0-9_.=+-]+', '_', slug)[:80].strip('._-')
     return f"{slug}-{hashlib.sha256((to_json(values) + code_hash(nb)).encode()).hexdigest()[:8]}"
 
-# %% ../nbs/13_sweep.ipynb #5051919f
+# %% ../nbs/13_sweep.ipynb #bd102406
 def is_done(
     folder,                # of the run
     values:dict,           # its parameters
@@ -188,8 +187,7 @@ def is_done(
 
 def read_state(folder)->dict:
     "What the run's `run.json` says; {} if there is none or it is damaged."
-    try: return json.loads((Path(folder)/'run.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError): return {}
+    return read_json(Path(folder)/'run.json')
 
 # %% ../nbs/13_sweep.ipynb #8f4ee02b
 def _check_worker():
