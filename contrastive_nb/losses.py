@@ -11,7 +11,7 @@ __all__ = ['LOSSES', 'MULTIVIEW_LOSSES', 'infonce', 'ntxent', 'dcl', 'dhel', 'kc
            'Spectral', 'SigLIP', 'VICReg', 'Barlow', 'SSGE', 'VRNS', 'MultiViewLoss', 'MVInfoNCE', 'MVDHEL', 'PVC',
            'CACR', 'AInfoNCE', 'Sum', 'Pairwise', 'make_loss']
 
-# %% ../nbs/03_losses.ipynb #a90c9fee
+# %% ../nbs/03_losses.ipynb #70efccb4
 import inspect
 import math
 import numbers
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, relu, softplus
 
 from .kernels import Kernel, check_positive, gaussian, make_kernel
-from .pairs import embeddings, full_precision, log_repulsion, log_repulsions, mean_kernel, off_diagonal, positive_sqdist, positives
+from .pairs import embeddings, full_precision, log_repulsion, log_repulsions, mean_kernel, off_diagonal, positive_sqdist, positives, strips
 from .sphere import sqdist, unit
 
 # %% ../nbs/03_losses.ipynb #0ac748ef
@@ -87,7 +87,7 @@ def dhel(
     repel = sum(log_repulsion(z, z, temperature=temperature).mean() for z in ((z1,) if views=='first' else (z1, z2)))
     return (repel/2 if views=='mean' else repel) - positives(z1, z2).mean()/temperature
 
-# %% ../nbs/03_losses.ipynb #a479007a
+# %% ../nbs/03_losses.ipynb #def8abaa
 def kcl(
     z1:Tensor,                      # (B, D) embeddings of the first view
     z2:Tensor,                      # (B, D) embeddings of the second view, rows paired with `z1`
@@ -105,7 +105,7 @@ def kcl(
         if not callable(k): raise ValueError(f"kcl: {name} must be a kernel such as gaussian(t=2.), got {k!r}")
     z1, z2 = embeddings('kcl', z1, z2, normalize=normalize, validate=validate)
     attract = (attraction or kernel)(positive_sqdist(z1, z2)).mean()
-    repel = mean_kernel(z1, kernel) + mean_kernel(z2, kernel)
+    repel = mean_kernel(z1, kernel, radial=not normalize) + mean_kernel(z2, kernel, radial=not normalize)
     if validate and z1.device.type=='cpu' and not torch.compiler.is_compiling():
         for k, what, value in ((attraction or kernel, 'positives', attract), (kernel, 'rows of one view', repel)):
             if value.isinf(): raise ValueError(f"kcl: two {what} coincide, where {k} has a pole; use s < 0 or another kernel")
@@ -132,7 +132,7 @@ def check_choice(who:str, name:str, value, known:tuple)->None:
     "Raise a ValueError unless `value` is one of `known`."
     if value not in known: raise ValueError(f"{who}: {name} must be one of {', '.join(map(repr, known))}, got {value!r}")
 
-# %% ../nbs/03_losses.ipynb #9f8a316a
+# %% ../nbs/03_losses.ipynb #1d05a8bc
 def off_diagonal_squares(
     x:Tensor,    # (N, K)
     y:Tensor,    # (N, K)
@@ -159,7 +159,11 @@ def off_diagonal_softplus(
     bias,
 )->Tensor:         # ()
     "Sum of $\\log(1+e^{\\mathrm{scale}\\cdot\\cos+\\mathrm{bias}})$ over row i of `z1` and row j of `z2`, i != j."
-    with full_precision(z1): return -logsigmoid(-(scale*off_diagonal(z1 @ z2.T) + bias)).sum()
+    def rows(x, first):
+        logits = scale*(x @ z2.T) + bias
+        logits.diagonal(first).fill_(-math.inf)
+        return -logsigmoid(-logits).sum(1)
+    with full_precision(z1): return strips(rows, z1).sum()
 
 def softmin_sqdist(
     anchors:Tensor,    # (B, D) rows
@@ -167,9 +171,12 @@ def softmin_sqdist(
     sharpness:float,   # >= 0; 0 is the plain mean, large values the nearest
 )->Tensor:             # (B,)
     "Squared distance of each anchor to its negatives, averaged with weights softmax(-sharpness * squared distance)."
-    with full_precision(anchors):
-        d2 = off_diagonal(sqdist(anchors @ others.T, anchors.square().sum(1)[:, None] + others.square().sum(1)))
-        return (torch.softmax(-sharpness*d2, 1)*d2).sum(1)
+    def rows(x, first):
+        d2 = sqdist(x @ others.T, x.square().sum(1)[:, None] + others.square().sum(1))
+        logits = -sharpness*d2
+        logits.diagonal(first).fill_(-math.inf)
+        return (torch.softmax(logits, 1)*d2).sum(1)
+    with full_precision(anchors): return strips(rows, anchors)
 
 # %% ../nbs/03_losses.ipynb #5017419e
 def dclw(
@@ -190,7 +197,7 @@ def dclw(
     views = ((z1, z2), (z2, z1)) if symmetric else ((z1, z2),)
     return sum(log_repulsion(a, a, b, temperature=temperature).mean() for a, b in views)/len(views) - (weight*cos).mean()/temperature
 
-# %% ../nbs/03_losses.ipynb #f9e579e6
+# %% ../nbs/03_losses.ipynb #651f4418
 def energy(
     z1:Tensor,                      # (B, D) embeddings of the first view
     z2:Tensor,                      # (B, D) embeddings of the second view
@@ -204,7 +211,7 @@ def energy(
     if log and not torch.compiler.is_compiling() and not kernel(torch.tensor(2.))>0: raise ValueError(f"energy: log needs a kernel of positive values, got {kernel}")
     views = embeddings('energy', z1, z2, normalize=normalize, validate=validate)
     if log and isinstance(kernel, gaussian): return sum(log_mean_gaussian(z, kernel.t) for z in views)/2
-    means = [mean_kernel(z, kernel) for z in views]
+    means = [mean_kernel(z, kernel, radial=not normalize) for z in views]
     if validate and z1.device.type=='cpu' and not torch.compiler.is_compiling() and any(m.isinf() for m in means):
         raise ValueError(f"energy: two rows of one view coincide, where {kernel} has a pole; use s < 0 or another kernel")
     return sum(m.log() if log else m for m in means)/2
