@@ -333,7 +333,7 @@ def strips(
     if _traced() or n>=len(x): return f(x, 0)
     return torch.cat([checkpoint(f, x[i:i+n], i, use_reentrant=False, preserve_rng_state=False) for i in range(0, len(x), n)])
 
-# %% ../nbs/02_pairs.ipynb #ad019738
+# %% ../nbs/02_pairs.ipynb #dfa80273
 def _dense_mean_kernel(z, kernel):
     "What `_MeanKernel` computes, by plain operations on all pairs at once."
     if getattr(kernel, 'exact', False):
@@ -364,7 +364,8 @@ class _MeanKernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z, kernel, radial, tile):
         ctx.kernel, source, z = kernel, z, z.contiguous()
-        q, sums, exact = z.square().sum(1), [], getattr(kernel, 'exact', False)
+        q, exact = z.square().sum(1), getattr(kernel, 'exact', False)
+        total = z.new_zeros((), dtype=torch.float64)   # one running sum: small results kept between tiles would scatter the heap
         if ctx.needs_input_grad[0]: grad, gradT, slopes = torch.zeros_like(z), z.new_zeros(z.shape[1], len(z)), torch.zeros_like(q)
         for r, c, d2 in _tiles(z, z, True, tile, -2.):
             d2.add_(q[r, None]).add_(q[c]).clamp_min_(0)
@@ -384,13 +385,13 @@ class _MeanKernel(torch.autograd.Function):
                 if c.start==r.start: stripT = z[r].T.contiguous()   # a new row of tiles
                 _add_product(grad[r], h, z[c].T)
                 if part.numel(): _add_product(gradT[:, right], stripT, part.T)
-            total = _leave_out(k, r, c).sum()
-            sums += [total, total if c.start>r.start else _beyond(k, r, c, True)[1].sum()]
+            total += _leave_out(k, r, c).sum()
+            total += _beyond(k, r, c, True)[1].sum()
         pairs = len(z)*(len(z)-1)
         if ctx.needs_input_grad[0]:
             grad.add_(gradT.T).neg_()
             ctx.save_for_backward(source, (grad.addcmul_(slopes[:, None], z) if radial else grad).mul_(4/pairs))
-        return torch.stack(sums).sum()/pairs
+        return (total/pairs).to(z.dtype)
 
     @staticmethod
     def backward(ctx, g):
