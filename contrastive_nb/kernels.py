@@ -29,7 +29,7 @@ def check_positive(
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not (number and 0 < value < math.inf): raise ValueError(f"{who}: {name} must be a number > 0, got {value!r}")
 
-# %% ../nbs/01_kernels.ipynb #a4db61ac
+# %% ../nbs/01_kernels.ipynb #7170ae35
 @dataclass(frozen=True)
 class gaussian:
     "Kernel $e^{-t r^2}$."
@@ -63,7 +63,7 @@ class riesz:
     s:float = -1.  # not 0; for s > 0 a pole at distance zero
     exact = True
     def __post_init__(self):
-        if self.s!=0: check_positive('riesz', 'abs(s)', abs(self.s) if isinstance(self.s, numbers.Real) else self.s)
+        if self.s!=0: check_positive('riesz', 'abs(s)', abs(self.s) if isinstance(self.s, numbers.Real) and not isinstance(self.s, bool) else self.s)
         else: raise ValueError("riesz: s must not be 0; the limit of s -> 0 is the log kernel")
     def __call__(self, d2:Tensor)->Tensor:
         apart = d2!=0   # true for NaN, which must come through
