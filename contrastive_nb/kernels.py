@@ -15,19 +15,22 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-# %% ../nbs/01_kernels.ipynb #c6e841bd
+# %% ../nbs/01_kernels.ipynb #8439f0c1
 def check_positive(
     who:str,     # name of the caller, for the message
     name:str,    # name of the parameter
     value,       # a number, or a tensor of one element
-)->None:
-    "Raise a ValueError unless `value` is a finite number above zero."
+):               # the number, or the tensor with shape ()
+    "The value, if it is a finite number above zero."
+    x = value
     if isinstance(value, Tensor):
         if value.numel()!=1: raise ValueError(f"{who}: {name} must hold one number, got shape {tuple(value.shape)}")
-        if value.device.type!='cpu' or torch.compiler.is_compiling(): return
-        value = value.item()
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (number and 0 < value < math.inf): raise ValueError(f"{who}: {name} must be a number > 0, got {value!r}")
+        value = value.reshape(())
+        if value.device.type!='cpu' or torch.compiler.is_compiling(): return value
+        x = value.item()
+    number = isinstance(x, numbers.Real) and not isinstance(x, bool)
+    if not (number and 0 < x < math.inf): raise ValueError(f"{who}: {name} must be a number > 0, got {x!r}")
+    return value
 
 # %% ../nbs/01_kernels.ipynb #7170ae35
 @dataclass(frozen=True)

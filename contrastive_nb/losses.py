@@ -25,7 +25,7 @@ from .kernels import Kernel, check_positive, gaussian, make_kernel
 from .pairs import embeddings, full_precision, log_repulsion, log_repulsions, mean_kernel, off_diagonal, positive_sqdist, positives, strips
 from .sphere import sqdist, unit
 
-# %% ../nbs/03_losses.ipynb #0ac748ef
+# %% ../nbs/03_losses.ipynb #901bae78
 def infonce(
     z1:Tensor,                # (B, D) embeddings of the first view
     z2:Tensor,                # (B, D) embeddings of the second view, rows paired with `z1`
@@ -35,13 +35,13 @@ def infonce(
     validate:bool=True,       # refuse NaN and infinite rows (on a CPU)
 )->Tensor:                    # ()
     "Mean over anchors of the cross-entropy of picking the positive out of the other view."
-    check_positive('infonce', 'temperature', temperature)
+    temperature = check_positive('infonce', 'temperature', temperature)
     z1, z2 = embeddings('infonce', z1, z2, normalize=normalize, validate=validate)
     p = positives(z1, z2)/temperature
     repel = log_repulsions(z1, z2, temperature=temperature, within=False) if symmetric else (log_repulsion(z1, z2, temperature=temperature),)
     return sum(softplus(r - p).mean() for r in repel)/len(repel)
 
-# %% ../nbs/03_losses.ipynb #9ba6b727
+# %% ../nbs/03_losses.ipynb #39e50786
 def ntxent(
     z1:Tensor,                # (B, D) embeddings of the first view
     z2:Tensor,                # (B, D) embeddings of the second view, rows paired with `z1`
@@ -50,12 +50,12 @@ def ntxent(
     validate:bool=True,       # refuse NaN and infinite rows (on a CPU)
 )->Tensor:                    # ()
     "Mean over the 2B anchors of the cross-entropy of picking the positive out of all other embeddings."
-    check_positive('ntxent', 'temperature', temperature)
+    temperature = check_positive('ntxent', 'temperature', temperature)
     z1, z2 = embeddings('ntxent', z1, z2, normalize=normalize, validate=validate)
     p = positives(z1, z2)/temperature
     return sum(softplus(r - p).mean() for r in log_repulsions(z1, z2, temperature=temperature))/2
 
-# %% ../nbs/03_losses.ipynb #0a9eae64
+# %% ../nbs/03_losses.ipynb #7a34cbc2
 def dcl(
     z1:Tensor,                # (B, D) embeddings of the first view
     z2:Tensor,                # (B, D) embeddings of the second view, rows paired with `z1`
@@ -65,13 +65,13 @@ def dcl(
     validate:bool=True,       # refuse NaN and infinite rows (on a CPU)
 )->Tensor:                    # ()
     "Mean over anchors of NT-Xent's term without the positive in the denominator."
-    check_positive('dcl', 'temperature', temperature)
+    temperature = check_positive('dcl', 'temperature', temperature)
     z1, z2 = embeddings('dcl', z1, z2, normalize=normalize, validate=validate)
-    align = positives(z1, z2).mean()/temperature
+    align = (positives(z1, z2)/temperature).mean()
     repel = log_repulsions(z1, z2, temperature=temperature) if symmetric else (log_repulsion(z1, z1, z2, temperature=temperature),)
     return sum(r.mean() for r in repel)/len(repel) - align
 
-# %% ../nbs/03_losses.ipynb #a765a7f9
+# %% ../nbs/03_losses.ipynb #15d4ca49
 def dhel(
     z1:Tensor,                # (B, D) embeddings of the first view
     z2:Tensor,                # (B, D) embeddings of the second view, rows paired with `z1`
@@ -81,13 +81,13 @@ def dhel(
     validate:bool=True,       # refuse NaN and infinite rows (on a CPU)
 )->Tensor:                    # ()
     "Mean log-sum-exp of the cosines within a view, less the alignment of the positives."
-    check_positive('dhel', 'temperature', temperature)
+    temperature = check_positive('dhel', 'temperature', temperature)
     if views not in ('both', 'mean', 'first'): raise ValueError(f"dhel: views must be 'both', 'mean' or 'first', got {views!r}")
     z1, z2 = embeddings('dhel', z1, z2, normalize=normalize, validate=validate)
     repel = sum(log_repulsion(z, z, temperature=temperature).mean() for z in ((z1,) if views=='first' else (z1, z2)))
-    return (repel/2 if views=='mean' else repel) - positives(z1, z2).mean()/temperature
+    return (repel/2 if views=='mean' else repel) - (positives(z1, z2)/temperature).mean()
 
-# %% ../nbs/03_losses.ipynb #def8abaa
+# %% ../nbs/03_losses.ipynb #d80c4f55
 def kcl(
     z1:Tensor,                      # (B, D) embeddings of the first view
     z2:Tensor,                      # (B, D) embeddings of the second view, rows paired with `z1`
@@ -99,8 +99,8 @@ def kcl(
     validate:bool=True,             # refuse NaN and infinite rows, and Riesz poles (on a CPU)
 )->Tensor:                          # ()
     "Weighted mean of a kernel over pairs within each view, less twice its mean over the positives."
-    check_positive('kcl', 'gamma', gamma)
-    if energy_scale is not None: check_positive('kcl', 'energy_scale', energy_scale)
+    gamma = check_positive('kcl', 'gamma', gamma)
+    if energy_scale is not None: energy_scale = check_positive('kcl', 'energy_scale', energy_scale)
     for name, k in (('kernel', kernel), ('attraction', kernel if attraction is None else attraction)):
         if not callable(k): raise ValueError(f"kcl: {name} must be a kernel such as gaussian(t=2.), got {k!r}")
     z1, z2 = embeddings('kcl', z1, z2, normalize=normalize, validate=validate)
@@ -111,22 +111,25 @@ def kcl(
             if value.isinf(): raise ValueError(f"kcl: two {what} coincide, where {k} has a pole; use s < 0 or another kernel")
     return gamma*(1. if energy_scale is None else energy_scale)*repel - 2*attract
 
-# %% ../nbs/03_losses.ipynb #7c9aab34
+# %% ../nbs/03_losses.ipynb #6c3b0f98
 def check_range(
     who:str,                 # name of the caller, for the message
     name:str,                # name of the parameter
     value,                   # a number, or a tensor of one element
     low:float=-math.inf,     # smallest value allowed
     high:float=math.inf,     # largest value allowed
-)->None:
-    "Raise a ValueError unless `value` is a finite number from `low` to `high`."
+):                           # the number, or the tensor with shape ()
+    "The value, if it is a finite number from `low` to `high`."
+    x = value
     if isinstance(value, Tensor):
         if value.numel()!=1: raise ValueError(f"{who}: {name} must hold one number, got shape {tuple(value.shape)}")
-        if value.device.type!='cpu' or torch.compiler.is_compiling(): return
-        value = value.item()
-    if not (isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high):
+        value = value.reshape(())
+        if value.device.type!='cpu' or torch.compiler.is_compiling(): return value
+        x = value.item()
+    if not (isinstance(x, numbers.Real) and not isinstance(x, bool) and math.isfinite(x) and low <= x <= high):
         bounds = f' from {low} to {high}' if high<math.inf else f' >= {low}' if low>-math.inf else ''
-        raise ValueError(f"{who}: {name} must be a finite number{bounds}, got {value!r}")
+        raise ValueError(f"{who}: {name} must be a finite number{bounds}, got {x!r}")
+    return value
 
 def check_choice(who:str, name:str, value, known:tuple)->None:
     "Raise a ValueError unless `value` is one of `known`."
@@ -178,7 +181,7 @@ def softmin_sqdist(
         return (torch.softmax(logits, 1)*d2).sum(1)
     with full_precision(anchors): return strips(rows, anchors)
 
-# %% ../nbs/03_losses.ipynb #5017419e
+# %% ../nbs/03_losses.ipynb #ef56d5ab
 def dclw(
     z1:Tensor,                # (B, D) embeddings of the first view
     z2:Tensor,                # (B, D) embeddings of the second view, rows paired with `z1`
@@ -190,12 +193,12 @@ def dclw(
     validate:bool=True,       # refuse NaN and infinite rows (on a CPU)
 )->Tensor:                    # ()
     "DCL with positives weighted by how far apart they still are."
-    for name, value in (('temperature', temperature), ('sigma', sigma)): check_positive('dclw', name, value)
+    temperature, sigma = (check_positive('dclw', name, value) for name, value in (('temperature', temperature), ('sigma', sigma)))
     z1, z2 = embeddings('dclw', z1, z2, normalize=normalize, validate=validate)
     cos = positives(z1, z2)
     weight = 2 - len(cos)*torch.softmax((cos.detach() if detach_weights else cos)/sigma, 0)
     views = ((z1, z2), (z2, z1)) if symmetric else ((z1, z2),)
-    return sum(log_repulsion(a, a, b, temperature=temperature).mean() for a, b in views)/len(views) - (weight*cos).mean()/temperature
+    return sum(log_repulsion(a, a, b, temperature=temperature).mean() for a, b in views)/len(views) - (weight*cos/temperature).mean()
 
 # %% ../nbs/03_losses.ipynb #651f4418
 def energy(
@@ -216,7 +219,7 @@ def energy(
         raise ValueError(f"energy: two rows of one view coincide, where {kernel} has a pole; use s < 0 or another kernel")
     return sum(m.log() if log else m for m in means)/2
 
-# %% ../nbs/03_losses.ipynb #654386ea
+# %% ../nbs/03_losses.ipynb #acf6ea92
 def align_uniform(
     z1:Tensor,                # (B, D) embeddings of the first view
     z2:Tensor,                # (B, D) embeddings of the second view, rows paired with `z1`
@@ -227,14 +230,14 @@ def align_uniform(
     validate:bool=True,       # refuse NaN and infinite rows (on a CPU)
 )->Tensor:                    # ()
     "Mean power of the distance between positives plus the weighted uniformity of the two views."
-    for name, value in (('alpha', alpha), ('t', t), ('lam', lam)): check_positive('align_uniform', name, value)
+    alpha, t, lam = (check_positive('align_uniform', name, value) for name, value in (('alpha', alpha), ('t', t), ('lam', lam)))
     z1, z2 = embeddings('align_uniform', z1, z2, normalize=normalize, validate=validate)
     d2 = positive_sqdist(z1, z2)
     apart = d2!=0   # true for NaN, which must come through
     align = (d2.where(apart, 1)**(alpha/2)).where(apart, 0).mean()
     return align + lam*(log_mean_gaussian(z1, t) + log_mean_gaussian(z2, t))/2
 
-# %% ../nbs/03_losses.ipynb #04a460f0
+# %% ../nbs/03_losses.ipynb #1dac1336
 def spectral(
     z1:Tensor,                # (B, D) embeddings of the first view
     z2:Tensor,                # (B, D) embeddings of the second view, rows paired with `z1`
@@ -243,12 +246,12 @@ def spectral(
     validate:bool=True,       # refuse NaN and infinite rows (on a CPU)
 )->Tensor:                    # ()
     "Mean squared inner product of negatives across views less twice the mean of the positives, over `mu`."
-    check_positive('spectral', 'mu', mu)
+    mu = check_positive('spectral', 'mu', mu)
     def clip(z): return (unit(z)*mu**.5).where(torch.linalg.vector_norm(z.detach(), dim=1, keepdim=True) > mu**.5, z)
     z1, z2 = (clip(z) for z in embeddings('spectral', z1, z2, normalize=normalize, validate=validate))
     return (off_diagonal_squares(z1, z2)/(len(z1)*(len(z1)-1)) - 2*positives(z1, z2).mean())/mu
 
-# %% ../nbs/03_losses.ipynb #7c4b3c3e
+# %% ../nbs/03_losses.ipynb #4e6037ee
 def siglip(
     z1:Tensor,                # (B, D) embeddings of the first view
     z2:Tensor,                # (B, D) embeddings of the second view, rows paired with `z1`
@@ -258,12 +261,11 @@ def siglip(
     validate:bool=True,       # refuse NaN and infinite rows (on a CPU)
 )->Tensor:                    # ()
     "Logistic loss of telling positives from negatives across views, summed over all pairs, per row."
-    check_positive('siglip', 'scale', scale)
-    check_range('siglip', 'bias', bias)
+    scale, bias = check_positive('siglip', 'scale', scale), check_range('siglip', 'bias', bias)
     z1, z2 = embeddings('siglip', z1, z2, normalize=normalize, validate=validate)
     return (off_diagonal_softplus(z1, z2, scale, bias) - logsigmoid(scale*positives(z1, z2) + bias).sum())/len(z1)
 
-# %% ../nbs/03_losses.ipynb #53f7101f
+# %% ../nbs/03_losses.ipynb #5a3a049e
 def vicreg(
     z1:Tensor,                # (B, D) embeddings of the first view
     z2:Tensor,                # (B, D) embeddings of the second view, rows paired with `z1`
@@ -277,7 +279,7 @@ def vicreg(
 )->Tensor:                    # ()
     "Weighted sum of invariance, variance and covariance terms."
     for name, value in (('invariance', invariance), ('variance', variance), ('covariance', covariance)): check_range('vicreg', name, value, 0)
-    check_positive('vicreg', 'eps', eps)
+    eps = check_positive('vicreg', 'eps', eps)
     check_choice('vicreg', 'hinges', hinges, ('mean', 'sum'))
     z1, z2 = embeddings('vicreg', z1, z2, normalize=normalize, validate=validate)
     B, D = z1.shape
@@ -285,7 +287,7 @@ def vicreg(
     squares = sum(off_diagonal_squares(c.T, c.T) for c in (z1 - z1.mean(0), z2 - z2.mean(0)))/(D*(B-1)**2)
     return invariance*(z1 - z2).square().mean() + variance*hinge + covariance*squares
 
-# %% ../nbs/03_losses.ipynb #eadc0020
+# %% ../nbs/03_losses.ipynb #4bd1774c
 def barlow(
     z1:Tensor,                # (B, D) embeddings of the first view
     z2:Tensor,                # (B, D) embeddings of the second view, rows paired with `z1`
@@ -297,7 +299,7 @@ def barlow(
 )->Tensor:                    # ()
     "Squared distance of the cross-correlation between views from the identity, off-diagonal entries weighted by `lam`."
     check_range('barlow', 'lam', lam, 0)
-    for name, value in (('scale', scale), ('eps', eps)): check_positive('barlow', name, value)
+    scale, eps = (check_positive('barlow', name, value) for name, value in (('scale', scale), ('eps', eps)))
     z1, z2 = ((z - z.mean(0))/(z.var(0, correction=0) + eps).sqrt() for z in embeddings('barlow', z1, z2, normalize=normalize, validate=validate))
     own = (z1*z2).mean(0)
     return scale*((own - 1).square().sum() + lam*off_diagonal_squares(z1.T, z2.T)/len(z1)**2)
@@ -363,7 +365,7 @@ def pair_cosines(views:list)->Tensor:   # V of (B, D) -> (V*(V-1)/2, B)
     "Cosines of positives for all pairs of views."
     return torch.stack([positives(a, b) for a, b in combinations(views, 2)])
 
-# %% ../nbs/03_losses.ipynb #6b4e25f9
+# %% ../nbs/03_losses.ipynb #597d005c
 def mv_infonce(
     z:Tensor,                 # (V, B, D) embeddings of V >= 2 views
     *, temperature,           # > 0
@@ -372,7 +374,7 @@ def mv_infonce(
     validate:bool=True,       # refuse NaN and infinite rows (on a CPU)
 )->Tensor:                    # ()
     "Mean over images of the log-ratio of all pairs formed by their views to the positive ones."
-    check_positive('mv_infonce', 'temperature', temperature)
+    temperature = check_positive('mv_infonce', 'temperature', temperature)
     check_choice('mv_infonce', 'negatives', negatives, ('all', 'cross'))
     views = stacked_views('mv_infonce', z, normalize, validate)
     attract = torch.logsumexp(pair_cosines(views)/temperature, 0) + math.log(2)   # each pair in both orders
@@ -380,7 +382,7 @@ def mv_infonce(
     repel = torch.stack([log_repulsion(a, *others, temperature=temperature) for a, others in zip(views, seen)]).logsumexp(0)
     return softplus(repel - attract).mean()
 
-# %% ../nbs/03_losses.ipynb #2656fb22
+# %% ../nbs/03_losses.ipynb #dd4c2159
 def mv_dhel(
     z:Tensor,                 # (V, B, D) embeddings of V >= 2 views
     *, temperature,           # > 0
@@ -388,11 +390,11 @@ def mv_dhel(
     validate:bool=True,       # refuse NaN and infinite rows (on a CPU)
 )->Tensor:                    # ()
     "Mean over images of the log-sum-exp energies of all views less that of the positive pairs."
-    check_positive('mv_dhel', 'temperature', temperature)
+    temperature = check_positive('mv_dhel', 'temperature', temperature)
     views = stacked_views('mv_dhel', z, normalize, validate)
     return sum(log_repulsion(a, a, temperature=temperature).mean() for a in views) - torch.logsumexp(pair_cosines(views)/temperature, 0).mean()
 
-# %% ../nbs/03_losses.ipynb #00c1a0e1
+# %% ../nbs/03_losses.ipynb #e0249c23
 def pvc(
     z:Tensor,                 # (V, B, D) embeddings of V >= 2 views
     *, temperature,           # > 0
@@ -400,7 +402,7 @@ def pvc(
     validate:bool=True,       # refuse NaN and infinite rows (on a CPU)
 )->Tensor:                    # ()
     "Mean over ordered pairs of views of the cross-entropy of picking the positive out of all other images in all views."
-    check_positive('pvc', 'temperature', temperature)
+    temperature = check_positive('pvc', 'temperature', temperature)
     views = stacked_views('pvc', z, normalize, validate)
     repel = [log_repulsion(a, *views, temperature=temperature) for a in views]
     return torch.stack([softplus(r - positives(a, b)/temperature).mean() for r, a in zip(repel, views) for b in views if b is not a]).mean()
@@ -424,7 +426,7 @@ def cacr(
     pairs = permutations(views, 2) if symmetric else combinations(views, 2)
     return alpha*attract - beta*torch.stack([softmin_sqdist(a, b, tau_neg).mean() for a, b in pairs]).mean()
 
-# %% ../nbs/03_losses.ipynb #33eada93
+# %% ../nbs/03_losses.ipynb #317fd860
 def hard_negatives(
     anchor:Tensor,        # (B, D) unit rows
     others:list,          # V views as candidates, each (B, D)
@@ -454,8 +456,8 @@ def ainfonce(
     validate:bool=True,           # refuse NaN and infinite rows (on a CPU)
 )->Tensor:                        # ()
     "Mean cross-entropy over ordered pairs of views, asymmetric where one of them is adversarial."
-    check_positive('ainfonce', 'temperature', temperature)
-    if beta is not None: check_positive('ainfonce', 'beta', beta)
+    temperature = check_positive('ainfonce', 'temperature', temperature)
+    if beta is not None: beta = check_positive('ainfonce', 'beta', beta)
     check_range('ainfonce', 'degree', degree, 0, 1)
     check_range('ainfonce', 'adv_weight', adv_weight, 0)
     check_range('ainfonce', 'tau_plus', tau_plus, 0, 1 - 1e-6)
@@ -475,7 +477,7 @@ def ainfonce(
     adversarial = sum(degree*frozen[a][0] + (1-degree)*frozen[0][a] for a in range(1, V))
     return (clean + 2*adv_weight*adversarial)/(V*(V-1))
 
-# %% ../nbs/03_losses.ipynb #32c9de59
+# %% ../nbs/03_losses.ipynb #66bf363b
 class Loss(nn.Module):
     "A loss function `fn` with its parameters; subclasses only name `fn`, and an `example` of its input."
     fn = None
@@ -501,8 +503,9 @@ class Loss(nn.Module):
     def forward(self,
         *inputs:Tensor,   # what `fn` takes: two views (B, D), or embeddings and labels
     )->Tensor:            # ()
-        learnt = dict(temperature=self.log_temperature.exp().clamp_min(.01)) if hasattr(self, 'log_temperature') else {}
-        return self.fn(*inputs, **self.params | learnt)
+        if not hasattr(self, 'log_temperature'): return self.fn(*inputs, **self.params)
+        low = (math.log(.01) - self.log_temperature.detach()).clamp_min(0)   # added, so that the gradient leads back from below
+        return self.fn(*inputs, **self.params | dict(temperature=(self.log_temperature + low).exp()))
 
     @property
     def label(self)->str:

@@ -111,8 +111,8 @@ def off_diagonal(
     B = len(m)
     return m.flatten()[1:].view(B-1, B+1)[:, :-1].reshape(B, B-1)
 
-# %% ../nbs/02_pairs.ipynb #ab710187
-TILE = 256, 1024    # rows and columns of a tile: in float32 one megabyte, about a core's own cache
+# %% ../nbs/02_pairs.ipynb #b636b9ff
+TILE = 256, 1024    # rows and columns of a tile, no higher than wide: in float32 one megabyte, about a core's own cache
 STRIP = 2**20       # pairs in a strip
 SQUARE = 512        # so many rows with each other are one tile
 KEPT = 2**22        # up to so many pairs, tiles wait for the backward pass instead of being made again
@@ -187,7 +187,7 @@ def full_precision(z:Tensor):
     "Context in which autocast does not lower the precision of products of `z`."
     return torch.autocast(z.device.type, enabled=False)
 
-# %% ../nbs/02_pairs.ipynb #80820bd4
+# %% ../nbs/02_pairs.ipynb #df374f7a
 def _dense_log_sums(x, y, temperature, skip, both, classes):
     "What `_LogSums` computes, by plain operations on all pairs at once."
     cos = x @ (x if y is None else y).T
@@ -260,7 +260,8 @@ class _LogSums(torch.autograd.Function):
                     if not kept: _leave_out(e.exp2_(), r, c, ctx.skip, ctx.classes)
                     g = (w_rows[r, None] + w_cols[c]).mul_(e)
                 else:
-                    g = (e - rows[r, None]).exp_().mul_(g_rows[r, None]) + (e - cols[c]).exp_().mul_(g_cols[c])
+                    def share(sums, push): return (e - sums).clamp_max_(0).exp_().mul_(push)   # no logit exceeds its sum, but by rounding
+                    g = share(rows[r, None], g_rows[r, None]) + share(cols[c], g_cols[c])
                     _leave_out(g, r, c, ctx.skip, ctx.classes)
                 if c.start==(r.start if same else 0): stripT = x[r].T.contiguous()   # a new row of tiles
                 right, part = _beyond(g, r, c, same)
@@ -323,7 +324,7 @@ def block_repulsion(
     _check_tile('block_repulsion', tile)
     return _log_sums(anchors, others, temperature, skip=(), tile=tile)[0]
 
-# %% ../nbs/02_pairs.ipynb #bff4f5ec
+# %% ../nbs/02_pairs.ipynb #a9590d46
 def strips(
     f:Callable,    # (n rows, number of the first) -> one number a row
     x:Tensor,      # (B, D)
@@ -331,7 +332,7 @@ def strips(
     "`f` of all rows, a few at a time."
     n = max(64, STRIP//len(x))
     if _traced() or n>=len(x): return f(x, 0)
-    return torch.cat([checkpoint(f, x[i:i+n], i, use_reentrant=False, preserve_rng_state=False) for i in range(0, len(x), n)])
+    return torch.cat([checkpoint(f, rows, i*n, use_reentrant=False, preserve_rng_state=False) for i, rows in enumerate(x.split(n))])
 
 # %% ../nbs/02_pairs.ipynb #dfa80273
 def _dense_mean_kernel(z, kernel):

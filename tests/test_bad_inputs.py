@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.testing import assert_close
 
 from contrastive_nb.kernels import gaussian, imq, log, make_kernel, riesz
-from contrastive_nb.label_losses import LABEL_LOSSES, ByLabel, SupCon, clop, dscl, nscl, relu_scl, soft_supcon, supcon
+from contrastive_nb.label_losses import CLOP, LABEL_LOSSES, ByLabel, SupCon, clop, dscl, nscl, relu_scl, soft_supcon, supcon
 from contrastive_nb.losses import LOSSES, MULTIVIEW_LOSSES, InfoNCE, NTXent, PVC, energy, kcl, loss_parameters, make_loss, mv_dhel, ntxent
 from contrastive_nb.parallel import Gathered, gather, rank_and_size
 from test_losses import CASES, EVERY, TWO_VIEWS, embeddings, value_and_grads
@@ -213,7 +213,7 @@ def test_rows_by_label_in_any_order():
     assert_close(ByLabel(SupCon(temperature=.2))(rows, by), supcon(two, temperature=.2))
 
 @pytest.mark.parametrize('call, text', [
-    (lambda: dscl(two, labels, z[:, :2], labels, temperature=.2), r'queue must have shape \(K, 3\), got \(4, 2\)'), (lambda: dscl(two, labels, z, temperature=.2), r'queue_labels must have shape \(4,\)'),
+    (lambda: dscl(two, labels, z[:, :2], labels, temperature=.2), r'queue must have shape \(4, 3\), got \(4, 2\)'), (lambda: dscl(two, labels, z, temperature=.2), r'queue_labels must have shape \(4,\)'),
     (lambda: dscl(two, labels, z*math.nan, labels, temperature=.2), 'must be finite, row 8 holds nan'), (lambda: dscl(torch.cat([two, two]), labels, temperature=.2), 'needs V = 2 views, got 4'),
     (lambda: soft_supcon(two, torch.ones(8, 7), temperature=.2), r'shape \(8, 8\), got \(8, 7\)'), (lambda: soft_supcon(two, torch.full((8, 8), math.nan), temperature=.2), 'weights >= 0'),
     (lambda: soft_supcon(two, torch.ones(8, 8, dtype=torch.complex64), temperature=.2), 'must be real'), (lambda: clop(two, labels, torch.eye(3)[:2]), 'labels must be from -1 to 1, got 0 to 2'),
@@ -288,3 +288,42 @@ def test_gathering_odd_tensors(tmp_path):
     done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '3', str(script)], capture_output=True, text=True, timeout=300)
     assert done.returncode==0, done.stderr[-3000:]
     assert all(f'rank {rank} is fine' in done.stdout for rank in range(3))
+
+
+# what the label losses are given beside the embeddings, and parameters that are tensors
+
+@WITH_TEMPERATURE
+@pytest.mark.parametrize('T', [torch.tensor([.2]), torch.tensor([[.2]]), torch.tensor(.2, dtype=torch.float64)], ids=['(1,)', '(1,1)', 'float64'])
+def test_temperature_tensors_leave_shape_and_dtype(loss, T):
+    z1, z2 = embeddings(dtype=torch.float32)
+    assert_close(loss(z1, z2, T), loss(z1, z2, .2))
+
+@pytest.mark.parametrize('name', BY_LABELS)
+@pytest.mark.parametrize('shape', [(2, 0, 3), (0, 4, 3), (2, 1, 3)], ids=str)
+def test_empty_label_stacks(name, shape):
+    with pytest.raises(ValueError): BY_LABELS[name](torch.ones(shape), torch.zeros(shape[1], dtype=torch.long), temperature=.2)
+
+@pytest.mark.parametrize('name', BY_LABELS)
+def test_labels_elsewhere(name):
+    with pytest.raises(ValueError, match='device'): BY_LABELS[name](two, labels.to('meta'), temperature=.2)
+
+@pytest.mark.parametrize('call', [lambda: soft_supcon(two, torch.eye(8, device='meta'), temperature=.2), lambda: clop(two, labels, torch.eye(3, device='meta')), lambda: dscl(two, labels, z.to('meta'), labels, temperature=.2)], ids=['weights', 'prototypes', 'queue'])
+def test_company_elsewhere(call):
+    with pytest.raises(ValueError, match='device'): call()
+
+def test_queue_labels_float():
+    with pytest.raises(ValueError, match='queue_labels must be integers'): dscl(two, labels, z, labels.float(), temperature=.2)
+
+@pytest.mark.parametrize('name', BY_LABELS)
+@pytest.mark.parametrize('dtype', [torch.uint16, torch.uint32], ids=str)
+def test_unsigned_labels(name, dtype): assert_close(BY_LABELS[name](two, labels.to(dtype), temperature=.2), BY_LABELS[name](two, labels, temperature=.2))
+
+def test_a_learnt_temperature_comes_back_from_its_clamp():
+    loss = NTXent(temperature=.2, learn_temperature=True)
+    with torch.no_grad(): loss.log_temperature.fill_(-6.)
+    loss(z, -z).backward()
+    assert loss.log_temperature.grad!=0
+
+def test_by_label_with_prototypes():
+    rows, by = two.flatten(0, 1), labels.repeat(2)
+    assert ByLabel(CLOP())(rows, by, torch.eye(3)).isfinite()
