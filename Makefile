@@ -31,8 +31,9 @@ test-all: install  ## the slow tests too
 lab: install  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=nbs
 
-bench: install  ## speed and memory of the losses beside the forms in use, as ratios
+bench: install  ## speed and memory of losses and measures beside the forms in use, as ratios
 	$(BIN)/python tests/bench_losses.py
+	$(BIN)/python tests/bench_metrics.py
 
 docs: install  ## the site in _docs/html, offline; make docs SERVE=1 also serves it on this machine
 	$(BIN)/python nbs/_site/build.py $(if $(SERVE),--serve)
