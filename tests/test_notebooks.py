@@ -1,4 +1,4 @@
-"Each chapter runs top to bottom in a process of its own; each experiment runs at toy size through papermill."
+"Each chapter and tutorial runs top to bottom in a process of its own; each experiment runs at toy size through papermill."
 import os
 import subprocess
 import sys
@@ -9,11 +9,11 @@ import xarray as xr
 
 from test_house import CHAPTERS, GROUND, NOTEBOOKS, ROOT
 
-EXPERIMENTS = [p for p in NOTEBOOKS if p.parent.name=='experiments']
+EXPERIMENTS, TUTORIALS = ([p for p in NOTEBOOKS if p.parent.name==folder] for folder in ('experiments', 'tutorials'))
 RUN = 'import sys; from pathlib import Path; from nbdev.test import test_nb; ok, seconds = test_nb(Path(sys.argv[1]), skip_flags=["notest", "slow", "cuda"]); sys.exit(not ok)'
 
 
-@pytest.mark.parametrize('notebook', (*GROUND, *CHAPTERS, ROOT/'nbs'/'index.ipynb'), ids=lambda p: p.stem)
+@pytest.mark.parametrize('notebook', (*GROUND, *CHAPTERS, *TUTORIALS, ROOT/'nbs'/'index.ipynb'), ids=lambda p: p.stem)
 def test_chapter(notebook):
     env = os.environ | dict(OMP_NUM_THREADS='1', MPLBACKEND='agg')
     done = subprocess.run([sys.executable, '-c', RUN, str(notebook)], cwd=notebook.parent, env=env, capture_output=True, text=True, timeout=300)

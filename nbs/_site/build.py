@@ -73,7 +73,7 @@ def stage(root, source, runs=None):
     toc = {part: list(pages) for part, pages in parts.items()}
     for folder in ('experiments', 'tutorials'):
         for file in sorted((nbs/folder).glob('*.ipynb')):
-            page = Path(folder, file.name)
+            page = Path(folder, re.sub(r'^\d\d_', '', file.name))    # the number is for the order only
             (source/folder).mkdir(exist_ok=True)
             shutil.copy2(file, source/page)
             if runs and (run := Path(runs, page)).is_file():    # shown in its place
