@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VARIABLES', 'AXES', 'Parameters', 'Config', 'Data', 'prepare', 'project_root', 'embed', 'pretrain', 'features',
            'probe', 'as_dataset', 'device_name', 'run_folder', 'save_run', 'Verdict', 'near', 'theory_dataset',
-           'verdict_table']
+           'verdict_table', 'minimise']
 
 # %% ../nbs/12_experiment.ipynb #550d8c44
 import hashlib
@@ -295,3 +295,20 @@ def verdict_table(
     "The verdicts of a dataset, one claim a row."
     table = ds[['measured', 'low', 'high', 'margin']].to_dataframe()[['measured', 'low', 'high', 'margin']]
     return table.assign(verdict=np.where(table.margin>=0, 'holds', 'does not hold'))
+
+# %% ../nbs/12_experiment.ipynb #4454aa1e
+def minimise(
+    loss,               # points -> (), differentiable; it normalises them itself
+    start:Tensor,       # (..., D) float64
+    steps:int=500,      # at most
+)->tuple[Tensor, float]:# points like `start`, the loss there
+    "Where L-BFGS ends when the points themselves are the parameters."
+    from scipy.optimize import minimize
+    from threadpoolctl import threadpool_limits
+    def value_and_slope(x):
+        z = torch.from_numpy(x).view(start.shape).requires_grad_()
+        value = loss(z)
+        return value.item(), torch.autograd.grad(value, z)[0].numpy().ravel()
+    with threadpool_limits(1):   # small matrices: threads would only wait for each other
+        found = minimize(value_and_slope, start.numpy().ravel(), jac=True, method='L-BFGS-B', options=dict(maxiter=steps, maxfun=2*steps, maxcor=20, ftol=1e-15, gtol=1e-9))
+    return torch.from_numpy(found.x).view(start.shape), float(found.fun)
