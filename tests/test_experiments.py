@@ -96,7 +96,7 @@ def test_impossible_values_are_refused_before_any_work(stem):
 def test_grids_fit_their_notebook(stem):
     parameters = declared(read_notebook(FOLDER/f'{stem}.ipynb'))
     points = [resolve(parameters, p) for p in read_grid(FOLDER/'grids'/f'{stem}.yaml')]
-    assert len(points)>=4
+    assert len(points)>=4   # more than one setting, more than one seed
     check_points(FOLDER/f'{stem}.ipynb', points)
 
 
