@@ -13,6 +13,8 @@ from contrastive_nb.sweep import declared, is_done, plan, read_grid, read_notebo
 FOLDER = Path(__file__).parents[1]/'nbs'/'experiments'
 TOY = dict(
     supervised_gap=dict(n_classes=[2, 5], n_per_class=4, temperatures=[1.0, 0.5], dim=8, n_draws=2, n_trained=[2, 4], projector=[16], n_epochs=1, batch_size=256),
+    coupling=dict(objectives=[dict(loss='ntxent', temperature=[.2, .5]), dict(loss='dcl', temperature=.5), dict(loss='dhel', temperature=.5), dict(loss='kcl', kernel='imq', c=.5)],
+                  batch_sizes=[4, 16], n_pairs=2, n_companies=3, projector=[16], n_epochs=1, batch_size=256),
 )
 
 
@@ -81,6 +83,10 @@ REFUSED = dict(
                     (dict(temperatures=[0.]), 'temperatures.0 must be greater than 0'), (dict(n_per_class=1), 'n_per_class must be greater than or equal to 2'), (dict(n_draws=0), 'n_draws must be'),
                     (dict(view_noise=float('nan')), 'view_noise must be'), (dict(n_trained=[2, 11]), 'n_trained must be at most the 10 classes of digits, got 11'),
                     (dict(n_per_class=1000), 'n_per_class must be at most the'), (dict(loss='simclr'), "unknown loss 'simclr'"), (dict(batch_size=5000), 'a batch of 5000 is larger')],
+    coupling=[(dict(objectives=[]), 'objectives must be'), (dict(objectives=[dict(loss='vicreg')]), "objectives: loss must be one of infonce, ntxent"), (dict(objectives=[dict(temperature=.5)]), 'got None'),
+              (dict(objectives=[dict(loss='dcl', temperature=[.5, 0.])]), 'temperature must be a number > 0'), (dict(objectives=[dict(loss='dcl', tau=.5)]), "unknown parameter 'tau'"),
+              (dict(objectives=[dict(loss='dcl', temperature=.5)]*2), 'objectives must name no objective twice'), (dict(batch_sizes=[32, 8]), 'batch_sizes must rise'), (dict(batch_sizes=[8, 2000]), 'batch_sizes must be at most the 1437'),
+              (dict(n_pairs=8), 'n_pairs must be less than the smallest batch of 8, got 8'), (dict(n_companies=1), 'n_companies must be'), (dict(lr=0.), 'lr must be')],
 )
 
 
@@ -100,8 +106,21 @@ def test_gap_of_a_supervised_loss(toy):
     np.testing.assert_allclose(ds.gap.sel(kind='collapsed', n_classes=C, draw=0), np.log(1 + (n-1)*np.exp(1/T)/((n*C - n)*np.exp(-1/((C-1)*T)))), rtol=1e-9)
 
 
+def test_coupling_of_the_softmax_losses_alone(toy):
+    ds = toy('coupling')
+    loose, tight = ds['loss'].values!='ntxent', ds['loss'].values=='ntxent'
+    assert (ds.coupling[loose]<1e-9).all() and (ds.coupling[tight]>1e-7).all()
+    np.testing.assert_allclose(ds.pull.sel(objective='dcl(temperature=0.5)'), 2, rtol=1e-9)
+    np.testing.assert_allclose(ds.circle_pull.sel(objective='dhel(temperature=0.5)'), 2, rtol=1e-9)
+    m, T = 2*3, .5   # NT-Xent at the simplex of 4 points
+    np.testing.assert_allclose(ds.optimal_pull.sel(objective='ntxent(temperature=0.5)', batch=4), 2*m/(m + np.exp(4/3/T)), rtol=1e-9)
+    force = ds.alignment_force/np.sqrt(1 - ds.positive_cosine**2)   # pull times the sine of the angle between the views
+    np.testing.assert_allclose(force, ds.pull, rtol=1e-4)
+
+
 FALSE = dict(   # a number in the notebook -> one that is not so
     supervised_gap=('2.643247186', '2.643247286'),
+    coupling=('-u/(B*t))', '-u/(B*t*1.0001))'),
 )
 
 
