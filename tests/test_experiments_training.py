@@ -15,6 +15,8 @@ TOY = dict(
     supervised_gap=dict(n_classes=[2, 5], n_per_class=4, temperatures=[1.0, 0.5], dim=8, n_draws=2, n_trained=[2, 4], projector=[16], n_epochs=1, batch_size=256),
     coupling=dict(objectives=[dict(loss='ntxent', temperature=[.2, .5]), dict(loss='dcl', temperature=.5), dict(loss='dhel', temperature=.5), dict(loss='kcl', kernel='imq', c=.5)],
                   batch_sizes=[4, 16], n_pairs=2, n_companies=3, projector=[16], n_epochs=1, batch_size=256),
+    collapse=dict(objectives=[dict(loss='ntxent', temperature=[.2, .5]), dict(loss='dhel', temperature=.5), dict(loss='kcl', kernel='gaussian', t=1.), dict(loss='kcl', kernel='riesz', s=-3.), dict(loss='vicreg')],
+                  projector=[16], n_epochs=1, batch_size=256, n_measured=64),
 )
 
 
@@ -87,6 +89,9 @@ REFUSED = dict(
               (dict(objectives=[dict(loss='dcl', temperature=[.5, 0.])]), 'temperature must be a number > 0'), (dict(objectives=[dict(loss='dcl', tau=.5)]), "unknown parameter 'tau'"),
               (dict(objectives=[dict(loss='dcl', temperature=.5)]*2), 'objectives must name no objective twice'), (dict(batch_sizes=[32, 8]), 'batch_sizes must rise'), (dict(batch_sizes=[8, 2000]), 'batch_sizes must be at most the 1437'),
               (dict(n_pairs=8), 'n_pairs must be less than the smallest batch of 8, got 8'), (dict(n_companies=1), 'n_companies must be'), (dict(lr=0.), 'lr must be')],
+    collapse=[(dict(objectives=[]), 'objectives must be'), (dict(objectives=[dict(loss='simclr')]), "objectives: loss must be one of infonce"), (dict(objectives=[dict(loss='kcl', kernel='gaussian', t=[1., -1.])]), 't must be a number > 0, got -1'),
+              (dict(objectives=[dict(loss='dhel')]), 'dhel: temperature must be given'), (dict(objectives=[dict(loss='dhel', temperature=[.5, .5])]), 'more than once'), (dict(objectives=['dhel']), 'objectives.0 must be'),
+              (dict(n_epochs=0), 'n_epochs must be'), (dict(batch_size=2000), 'a batch of 2000 is larger'), (dict(n_measured=1), 'n_measured must be'), (dict(projector=[]), 'make_projector: sizes must be')],
 )
 
 
@@ -118,9 +123,27 @@ def test_coupling_of_the_softmax_losses_alone(toy):
     np.testing.assert_allclose(force, ds.pull, rtol=1e-4)
 
 
+def test_collapse_follows_every_objective(toy):
+    ds = toy('collapse')
+    assert ds.effective_rank.dims==('objective', 'epoch') and ds.singular_value.dims==('objective', 'epoch', 'component') and ds.singular_value.sizes['component']==16
+    assert (ds.effective_rank.isel(epoch=0)==ds.effective_rank[0, 0]).all()       # one encoder to begin with
+    assert len(set(ds.effective_rank.isel(epoch=-1).values))==6                   # and six at the end
+    np.testing.assert_allclose((ds.singular_value**2).sum('component'), 64, rtol=1e-5)   # unit rows
+    floor = dict(zip(ds.objective.values, ds.floor.values))
+    B, T = 256, .5
+    np.testing.assert_allclose(floor['ntxent(temperature=0.5)'], np.log1p(2*(B-1)*np.exp(-B/((B-1)*T))), rtol=1e-9)
+    np.testing.assert_allclose(floor['kcl(kernel=gaussian(t=1.0), gamma=16.0)'], -2 + 32*np.exp(-2*B/(B-1)), rtol=1e-9)
+    assert np.isnan(floor['kcl(kernel=riesz(s=-3.0), gamma=16.0)']) and ds.floor.isnull().sum()==2   # concave kernel, and VICReg
+    assert dict(zip(ds.objective.values, ds.temperature.values))['kcl(kernel=gaussian(t=1.0), gamma=16.0)']==.5
+    claims = [c for c in ds.claim.values if c.startswith('T=0.5: kcl keeps a larger effective rank than dhel')]
+    last = ds.effective_rank.isel(epoch=-1)
+    assert ds.measured.sel(claim=claims[0])==last.sel(objective='kcl(kernel=gaussian(t=1.0), gamma=16.0)') - last.sel(objective='dhel(temperature=0.5)')
+
+
 FALSE = dict(   # a number in the notebook -> one that is not so
     supervised_gap=('2.643247186', '2.643247286'),
     coupling=('-u/(B*t))', '-u/(B*t*1.0001))'),
+    collapse=('effective_rank(simplex(9))', 'effective_rank(simplex(9)) + 1e-8'),
 )
 
 
