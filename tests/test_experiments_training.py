@@ -28,7 +28,8 @@ def cells(name, values, change=lambda source: source, until=''):
         exec(compile(change(cell.source), name, 'exec'), namespace)
         tags = cell.metadata.get('tags', ())
         if 'parameters' in tags: namespace |= values
-        if until and until in tags: return
+        if until and until in tags: break
+    return namespace
 
 
 def execute(name, out, change=lambda source: source, **params):
@@ -68,8 +69,12 @@ def test_seeds_become_an_axis(name, toy, tmp_path):
 
 @pytest.mark.parametrize('name', TOY)
 def test_one_seed_is_one_result(name, toy, tmp_path):
-    again = execute(name, tmp_path, **TOY[name])
+    after = cells(name, TOY[name] | dict(out=str(tmp_path)))
+    again = xr.load_dataset(tmp_path/'result.nc')
     for v in toy(name).data_vars: np.testing.assert_array_equal(toy(name)[v], again[v], err_msg=v)
+    check, = (c.source for c in read_notebook(FOLDER/f'{name}.ipynb').cells if 'check' in c.metadata.get('tags', ()))
+    exec(check, after)   # somebody goes back to it: no cell has overwritten a parameter
+    assert after['parameters']==json.loads(again.attrs['parameters'])
 
 
 @pytest.mark.parametrize('name', TOY)
