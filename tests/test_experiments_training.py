@@ -145,6 +145,13 @@ def test_collapse_follows_every_objective(toy):
     assert ds.measured.sel(claim=claims[0])==last.sel(objective='kcl(kernel=gaussian(t=1.0), gamma=16.0)') - last.sel(objective='dhel(temperature=0.5)')
 
 
+def test_a_training_that_breaks_down_is_missing_and_said(tmp_path, capsys):
+    ds = execute('collapse', tmp_path, **TOY['collapse'] | dict(objectives=[dict(loss='vicreg'), dict(loss='dhel', temperature=.5)], lr=100., n_epochs=2))
+    assert ds.finished.values.tolist()==[False, True] and 'vicreg' in capsys.readouterr().out
+    assert ds.probe_accuracy.isnull().values.tolist()==[True, False] and ds.train_loss[0].isnull().all() and ds.effective_rank[1].notnull().all()
+    assert ds.margin.notnull().all()
+
+
 FALSE = dict(   # a number in the notebook -> one that is not so
     supervised_gap=('2.643247186', '2.643247286'),
     coupling=('-u/(B*t))', '-u/(B*t*1.0001))'),
