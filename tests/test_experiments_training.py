@@ -3,6 +3,7 @@ import json
 import re
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
@@ -29,6 +30,7 @@ def cells(name, values, change=lambda source: source, until=''):
         tags = cell.metadata.get('tags', ())
         if 'parameters' in tags: namespace |= values
         if until and until in tags: break
+    plt.close('all')
     return namespace
 
 
