@@ -135,7 +135,7 @@ def check_choice(who:str, name:str, value, known:tuple)->None:
     "Raise a ValueError unless `value` is one of `known`."
     if value not in known: raise ValueError(f"{who}: {name} must be one of {', '.join(map(repr, known))}, got {value!r}")
 
-# %% ../nbs/03_losses.ipynb #1d05a8bc
+# %% ../nbs/03_losses.ipynb #144627cd
 def off_diagonal_squares(
     x:Tensor,    # (N, K)
     y:Tensor,    # (N, K)
@@ -162,11 +162,11 @@ def off_diagonal_softplus(
     bias,
 )->Tensor:         # ()
     "Sum of $\\log(1+e^{\\mathrm{scale}\\cdot\\cos+\\mathrm{bias}})$ over row i of `z1` and row j of `z2`, i != j."
-    def rows(x, first):
+    def rows(x, first, z2, scale, bias):
         logits = scale*(x @ z2.T) + bias
         logits.diagonal(first).fill_(-math.inf)
         return -logsigmoid(-logits).sum(1)
-    with full_precision(z1): return strips(rows, z1).sum()
+    return strips(rows, z1, z2, *(p if isinstance(p, Tensor) else z1.new_full((), p) for p in (scale, bias))).sum()
 
 def softmin_sqdist(
     anchors:Tensor,    # (B, D) rows
@@ -174,12 +174,12 @@ def softmin_sqdist(
     sharpness:float,   # >= 0; 0 is the plain mean, large values the nearest
 )->Tensor:             # (B,)
     "Squared distance of each anchor to its negatives, averaged with weights softmax(-sharpness * squared distance)."
-    def rows(x, first):
+    def rows(x, first, others):
         d2 = sqdist(x @ others.T, x.square().sum(1)[:, None] + others.square().sum(1))
         logits = -sharpness*d2
         logits.diagonal(first).fill_(-math.inf)
         return (torch.softmax(logits, 1)*d2).sum(1)
-    with full_precision(anchors): return strips(rows, anchors)
+    return strips(rows, anchors, others)
 
 # %% ../nbs/03_losses.ipynb #ef56d5ab
 def dclw(

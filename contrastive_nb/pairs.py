@@ -7,14 +7,13 @@ __all__ = ['TILE', 'STRIP', 'SQUARE', 'KEPT', 'embeddings', 'positives', 'positi
            'beyond', 'full_precision', 'log_repulsion', 'log_repulsions', 'class_repulsion', 'block_repulsion',
            'strips', 'mean_kernel']
 
-# %% ../nbs/02_pairs.ipynb #2978023e
+# %% ../nbs/02_pairs.ipynb #f59be3cb
 import math
 from collections.abc import Callable
 from functools import reduce
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from .kernels import Kernel
 from .sphere import sqdist, unit
@@ -325,15 +324,44 @@ def block_repulsion(
     _check_tile('block_repulsion', tile)
     return _log_sums(anchors, others, temperature, skip=(), tile=tile)[0]
 
-# %% ../nbs/02_pairs.ipynb #a9590d46
+# %% ../nbs/02_pairs.ipynb #09301ba2
+class _Strips(torch.autograd.Function):
+    "`f` of all rows, a few at a time, forward and backward."
+    @staticmethod
+    def forward(ctx, f, n, x, *others):
+        ctx.f, ctx.n = f, n
+        ctx.save_for_backward(x, *others)
+        out = x.new_empty(len(x))
+        for i in range(0, len(x), n): out[i:i+n] = f(x[i:i+n], i, *others)
+        return out
+
+    @staticmethod
+    def backward(ctx, g):
+        inputs, need = ctx.saved_tensors, ctx.needs_input_grad[2:]
+        def needed(tensors): return [v for v, n in zip(tensors, need) if n]
+        with full_precision(g):
+            if torch.is_grad_enabled():   # somebody wants to differentiate the gradient
+                inputs = [v.view_as(v) if n else v for v, n in zip(inputs, need)]
+                grads = torch.autograd.grad(ctx.f(inputs[0], 0, *inputs[1:]), needed(inputs), g, create_graph=True)
+            else:
+                grads = [torch.zeros_like(v) for v in needed(inputs)]
+                parts = [grads[0][i:i+ctx.n] if need[0] else None for i in range(0, len(g), ctx.n)]
+                for i, own in zip(range(0, len(g), ctx.n), parts):
+                    with torch.enable_grad():
+                        x, *others = (v.detach().requires_grad_(n) for v, n in zip((inputs[0][i:i+ctx.n], *inputs[1:]), need))
+                        out = ctx.f(x, i, *others)
+                    for total, new in zip((own, *grads[1:]) if need[0] else grads, torch.autograd.grad(out, needed((x, *others)), g[i:i+ctx.n])): total += new
+        grads = iter(grads)
+        return None, None, *(next(grads) if n else None for n in need)
+
 def strips(
-    f:Callable,    # (n rows, number of the first) -> one number a row
-    x:Tensor,      # (B, D)
-)->Tensor:         # (B,)
+    f:Callable,      # (n rows, number of the first, *others) -> one number a row
+    x:Tensor,        # (B, D)
+    *others:Tensor,  # what else `f` depends on
+)->Tensor:           # (B,)
     "`f` of all rows, a few at a time."
     n = max(64, STRIP//len(x))
-    if _traced() or n>=len(x): return f(x, 0)
-    return torch.cat([checkpoint(f, rows, i*n, use_reentrant=False, preserve_rng_state=False) for i, rows in enumerate(x.split(n))])
+    with full_precision(x): return f(x, 0, *others) if _traced() or n>=len(x) else _Strips.apply(f, n, x, *others)
 
 # %% ../nbs/02_pairs.ipynb #c5b13259
 def _dense_mean_kernel(z, kernel):
