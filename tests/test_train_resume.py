@@ -1,0 +1,97 @@
+"A training that is killed at any moment and started again ends with the same weights and history, bit for bit on a CPU."
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+WORKER = textwrap.dedent('''
+    import os, signal, sys, torch
+    import contrastive_nb.checkpoint, contrastive_nb.record
+    from contrastive_nb.encoders import make_encoder
+    from contrastive_nb.losses import DHEL
+    from contrastive_nb.optim import Recipe
+    from contrastive_nb.train import fit
+    from contrastive_nb.views import VIEWS
+
+    folder, moment, count, optimizer = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+    torch.set_num_threads(1)
+
+    def dies(fn, at, half=False):
+        "`fn`, which kills this process when it is called for the count-th time: before, in the middle, or after."
+        calls = []
+        def killer(*args, **kwargs):
+            calls.append(1)
+            last = len(calls)==count
+            if last and at=='before': os.kill(os.getpid(), signal.SIGKILL)
+            result = fn(*args, **kwargs)
+            if last:
+                if half: os.truncate(args[1], os.path.getsize(args[1])//2)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+        return killer
+
+    loss, views, measure = DHEL(temperature=.3), VIEWS['cifar'], lambda model: {}
+    if moment=='step': loss.forward = dies(loss.forward, 'before')
+    if moment=='epoch': measure = dies(measure, 'after')
+    if moment=='writing': torch.save = dies(torch.save, 'after', half=True)
+    if moment=='renaming': os.replace = dies(os.replace, 'before')
+    if moment=='renamed': os.replace = dies(os.replace, 'after')
+
+    images = torch.randint(256, (48, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    model = make_encoder('small', projector=(16, 8))
+    history = fit(model, images, loss, views, Recipe(n_epochs=5, batch_size=16, n_warmup=1, optimizer=optimizer), generator=torch.Generator().manual_seed(1),
+                  on_epoch=measure, checkpoint=folder + '/checkpoint.pt', every=2, progress=False)
+    torch.save(dict(model=model.state_dict(), train_loss=history['train_loss']), folder + '/end.pt')
+''')
+
+
+def run(script, folder, *how):
+    folder.mkdir(exist_ok=True)
+    return subprocess.run([sys.executable, str(script), str(folder), *how], capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'), timeout=300)
+
+def end(folder): return torch.load(folder/'end.pt', weights_only=True)
+
+
+@pytest.fixture(scope='module')
+def script(tmp_path_factory):
+    path = tmp_path_factory.mktemp('resume')/'worker.py'
+    path.write_text(WORKER)
+    return path
+
+@pytest.fixture(scope='module')
+def whole(script):
+    done = {}
+    def of(optimizer):
+        if optimizer not in done:
+            folder = script.parent/optimizer
+            assert (r := run(script, folder, 'never', '0', optimizer)).returncode==0, r.stderr[-3000:]
+            done[optimizer] = end(folder)
+        return done[optimizer]
+    return of
+
+
+FAST = [('step', '8', 'sgd'), ('writing', '1', 'lars'), ('renamed', '2', 'adamw')]
+SLOW = [('step', '1', 'sgd'), ('epoch', '3', 'adamw'), ('writing', '2', 'sgd'), ('renaming', '1', 'sgd'), ('renamed', '3', 'sgd')]
+
+@pytest.mark.parametrize('moment, count, optimizer', [*(pytest.param(*m, id='-'.join(m)) for m in FAST), *(pytest.param(*m, id='-'.join(m), marks=pytest.mark.slow) for m in SLOW)])
+def test_killed_and_started_again(script, whole, tmp_path, moment, count, optimizer):
+    folder = tmp_path/'run'
+    assert run(script, folder, moment, count, optimizer).returncode==-9
+    assert not (folder/'end.pt').exists()
+    again = run(script, folder, 'never', '0', optimizer)
+    assert again.returncode==0, again.stderr[-3000:]
+    expected, got = whole(optimizer), end(folder)
+    assert got['train_loss']==expected['train_loss']
+    assert all(torch.equal(v, got['model'][k]) for k, v in expected['model'].items())
+    assert sorted(p.name for p in folder.iterdir())==['checkpoint.pt', 'end.pt']   # one checkpoint, and nothing left over
+
+
+@pytest.mark.slow
+def test_killed_again_and_again(script, whole, tmp_path):
+    folder = tmp_path/'run'
+    for moment, count in (('step', '9'), ('writing', '1'), ('epoch', '2'), ('renamed', '1')): assert run(script, folder, moment, count, 'sgd').returncode==-9
+    assert run(script, folder, 'never', '0', 'sgd').returncode==0
+    assert end(folder)['train_loss']==whole('sgd')['train_loss']
