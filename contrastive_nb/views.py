@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['VIEWS', 'uniform', 'draw_flags', 'central_crop', 'draw_crops', 'interpolation', 'both_axes', 'crop_flip',
-           'draw_jitter', 'grey', 'mix', 'mix_weights', 'shift_hue', 'jitter', 'blur', 'normalise', 'unit', 'plain',
-           'Draws', 'SimCLR']
+           'draw_jitter', 'grey', 'mix', 'mix_weights', 'shift_hue', 'jitter', 'split_weights', 'recolour', 'blur',
+           'normalise', 'unit', 'plain', 'Draws', 'SimCLR']
 
-# %% ../nbs/06_views.ipynb #e3e33925
+# %% ../nbs/06_views.ipynb #bed4a4f2
 import math
+from functools import cache
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 import torch
@@ -168,25 +169,81 @@ def shift_hue(
         torch.addcmul(top, share, chroma, value=-1, out=out[:, c])
     return out
 
-# %% ../nbs/06_views.ipynb #9adc893d
+# %% ../nbs/06_views.ipynb #d9910ca4
 def jitter(
     x:Tensor,       # (B, C, H, W) 0-1, C 1 or 3
     factors:Tensor, # (B, 4): brightness, contrast, saturation; shift of hue in turns
     order:Tensor,   # (B, 4) a permutation of 0-3 for each image
 )->Tensor:          # (B, C, H, W) 0-1
     "The images with their colours changed, each by its own factors in its own order."
-    weights = mix_weights(factors, order)
-    neutral = torch.zeros_like(weights)
-    neutral[..., 0] = 1
     x = x.clone()
     if x.shape[1]==1:   # no saturation and no hue
-        for w in torch.where((order==2)[..., None], neutral, weights).unbind(1): mix(x, w, out=x)
+        weights = mix_weights(factors, order)
+        for w in torch.where((order==2)[..., None], _neutral(weights), weights).unbind(1): mix(x, w, out=x)
         return x
-    before = (order==3).flip(1).cumsum(1).flip(1).bool()[..., None]    # up to and with the place of hue
-    for w in torch.where(before, weights, neutral)[:, :3].unbind(1): mix(x, w, out=x)
+    before, after = split_weights(factors, order)
+    for w in before.unbind(1): mix(x, w, out=x)
     x = shift_hue(x, factors[:, 3])
-    for w in torch.where(before, neutral, weights)[:, 1:].unbind(1): mix(x, w, out=x)
+    for w in after.unbind(1): mix(x, w, out=x)
     return x
+
+def split_weights(
+    factors:Tensor, # (B, 4) as `draw_jitter` returns them
+    order:Tensor,   # (B, 4) likewise
+)->tuple[Tensor, Tensor]: # (B, 3, 3) each: weights of the mixes before hue and of those after, neutral where it is not an image's turn
+    "The two sides of hue, whose place differs from image to image."
+    weights = mix_weights(factors, order)
+    before = (order==3).flip(1).cumsum(1).flip(1).bool()[..., None]    # up to and with the place of hue
+    return torch.where(before, weights, _neutral(weights))[:, :3].contiguous(), torch.where(before, _neutral(weights), weights)[:, 1:].contiguous()
+
+def _neutral(weights:Tensor)->Tensor:
+    neutral = torch.zeros_like(weights)
+    neutral[..., 0] = 1
+    return neutral
+
+# %% ../nbs/06_views.ipynb #06e857c1
+def _mixed(planes, w):   # three of (B, H, W), (B, 3)
+    own, mean, pale = (v[:, None, None] for v in w.unbind(1))
+    luminance = planes[0]*.2989 + planes[1]*.587 + planes[2]*.114
+    base = luminance.mean((1, 2), keepdim=True)*mean + luminance*pale
+    return [(c*own + base).clamp(0, 1) for c in planes]
+
+def _turned(planes, shift):
+    r, g, b = planes
+    top = torch.maximum(torch.maximum(r, g), b)
+    chroma = top - torch.minimum(torch.minimum(r, g), b)
+    turn = torch.where(top==r, g-b, torch.where(top==g, b-r + 2*chroma, r-g + 4*chroma))
+    turn = turn/(chroma.clamp_min(1e-30)*6) + (shift[:, None, None] + 1)
+    places = ((turn + n/6).frac()*6 for n in (5, 3, 1))
+    return [top - (2 - (k-2).abs()).clamp(0, 1)*chroma for k in places]
+
+def _first(x, weights, shift):   # up to hue
+    planes = x.unbind(1)
+    for w in weights.unbind(1): planes = _mixed(planes, w)
+    return torch.stack(_turned(planes, shift), 1)
+
+def _second(x, weights, pale, mean, std, dtype):   # after hue, to what an encoder takes
+    planes = x.unbind(1)
+    for w in weights.unbind(1): planes = _mixed(planes, w)
+    luminance = planes[0]*.2989 + planes[1]*.587 + planes[2]*.114
+    planes = [torch.where(pale[:, None, None], luminance, c) for c in planes]
+    return torch.stack([((c-m)/s).to(dtype) for c, m, s in zip(planes, mean, std)], 1)
+
+_compiled = cache(lambda f: torch.compile(f, dynamic=False))
+
+def recolour(
+    x:Tensor,       # (B, 3, H, W) 0-1
+    factors:Tensor, # (B, 4) as `jitter` takes them
+    order:Tensor,   # (B, 4) likewise
+    pale:Tensor,    # (B,) bool, which images lose all colour
+    mean:tuple[float, float, float], std:tuple[float, float, float], # as `normalise` takes them
+    *, dtype:torch.dtype=torch.float32, # of what comes back
+    compile:bool=True, # False runs the same code step by step
+)->Tensor:          # (B, 3, H, W), normalised
+    "Jitter, grey and normalisation of colour images in two compiled pieces."
+    first, second = map(_compiled, (_first, _second)) if compile else (_first, _second)
+    before, after = split_weights(factors, order)
+    return second(first(x, before, factors[:, 3].contiguous()), after, pale, mean, std, dtype)
 
 # %% ../nbs/06_views.ipynb #14cce875
 def blur(
@@ -204,7 +261,7 @@ def blur(
         return torch.einsum('bk,ikj->bij', weight, hits)
     with torch.autocast(x.device.type, enabled=False): return both_axes(band(x.shape[2]), x, band(x.shape[3]))
 
-# %% ../nbs/06_views.ipynb #f213369a
+# %% ../nbs/06_views.ipynb #09c18fbd
 def normalise(
     x:Tensor,               # (B, C, H, W) 0-1
     mean:tuple[float, ...], # one number for each channel, or one for all
@@ -213,7 +270,7 @@ def normalise(
     "`(x-mean)/std`, channel by channel."
     channels = x.shape[1]
     if not {len(mean), len(std)}<={1, channels}:
-        raise ValueError(f"normalise: mean and std need 1 or {channels} numbers for images of {channels} channels, got {len(mean)} and {len(std)}")
+        raise ValueError(f"normalise: mean and std need 1 or {channels} numbers for images of {channels} channels, got {len(mean)} and {len(std)}; remedy: views for such images, by name 'grey' or 'digits' for one channel, 'cifar' for three")
     if len(mean)==len(std)==1: return (x-mean[0])/std[0]
     spread = [v*(channels//len(v)) for v in (mean, std)]
     return torch.stack([(x[:, c]-m)/s for c, (m, s) in enumerate(zip(*spread))], 1)   # plain numbers: nothing to copy to a GPU
@@ -243,7 +300,7 @@ def _whole(n, h, w, device):
     crop[:, 2], crop[:, 3] = h, w
     return crop
 
-# %% ../nbs/06_views.ipynb #b5e2ed9c
+# %% ../nbs/06_views.ipynb #32e205ed
 class Draws(NamedTuple):
     "The random parameters of a batch of views, None for what the recipe leaves out."
     crops:Tensor|None=None   # (B, 4)
@@ -266,6 +323,8 @@ class SimCLR:
     blur_p:float=0.                         # probability of a blur of 0.1-2 pixels
     mean:tuple[float, ...]=(.5,)            # of the pixels 0-1, one number for each channel or one for all
     std:tuple[float, ...]=(.25,)            # likewise, > 0
+    dtype:str='float32'                     # of a view: float32 or bfloat16
+    compile:bool=False                      # fuse the colours; worth it after some hundred batches of one shape
 
     def __post_init__(self):
         def need(ok, name, what):
@@ -279,6 +338,8 @@ class SimCLR:
         need(_numbers(self.jitter, 0, math.inf) and len(self.jitter)==4 and self.jitter[3]<=.5, 'jitter', 'four numbers >= 0, the last <= 0.5')
         need(_numbers(self.mean, -math.inf, math.inf), 'mean', 'numbers, one for each channel or one for all')
         need(_numbers(self.std, 0, math.inf) and min(self.std)>0, 'std', 'numbers > 0, one for each channel or one for all')
+        need(self.dtype in ('float32', 'bfloat16'), 'dtype', 'float32 or bfloat16')
+        need(isinstance(self.compile, bool), 'compile', 'True or False')
 
     def draw(self,
         n:int,                         # batch size
@@ -299,22 +360,26 @@ class SimCLR:
     def apply(self,
         x:Tensor,    # (B, C, H, W) uint8, C 1 or 3
         draws:Draws, # as `draw` returns them
-    )->Tensor:       # (B, C, size, size) float32, normalised
+    )->Tensor:       # (B, C, size, size) of the recipe's dtype, normalised
         "The views of `x` that `draws` describes."
         (n, c, h, w), x = x.shape, unit(x)
         if c not in (1, 3) and not (draws.factors is None and draws.grey is None): raise ValueError(f"SimCLR: images must have 1 or 3 channels to change their colours, got {c}")
         size = (self.size, self.size) if self.size else (h, w)
         if draws.crops is not None or draws.flip is not None or size!=(h, w):
             x = crop_flip(x, _whole(n, h, w, x.device) if draws.crops is None else draws.crops, draws.flip, size=size)
+        dtype = getattr(torch, self.dtype)
+        if self.compile and c==3 and draws.factors is not None and draws.sigma is None:
+            pale = torch.zeros(n, dtype=torch.bool, device=x.device) if draws.grey is None else draws.grey
+            return recolour(x, draws.factors, draws.order, pale, *(v*(3//len(v)) for v in (self.mean, self.std)), dtype=dtype)
         if draws.factors is not None: x = jitter(x, draws.factors, draws.order)
         if draws.grey is not None and c==3: x = torch.lerp(x, grey(x), draws.grey[:, None, None, None].float())
         if draws.sigma is not None: x = blur(x, draws.sigma, width=max(3, min(size)//20*2 + 1))   # a tenth of the image
-        return normalise(x, self.mean, self.std)
+        return normalise(x, self.mean, self.std).to(dtype)
 
     def __call__(self,
         x:Tensor,            # (B, C, H, W) uint8, C 1 or 3
         generator:Generator, # source of randomness, on any device
-    )->Tensor:               # (B, C, size, size) float32, normalised
+    )->Tensor:               # (B, C, size, size) of the recipe's dtype, normalised
         "One random view of each image."
         if x.ndim!=4: unit(x)
         return self.apply(x, self.draw(len(x), *x.shape[2:], generator, x.device))
@@ -329,9 +394,10 @@ def _number(v, low, high)->bool: return isinstance(v, (int, float)) and not isin
 def _numbers(vs, low, high)->bool: return isinstance(vs, tuple) and len(vs)>0 and all(_number(v, low, high) for v in vs)
 def _rising(vs, most)->bool: return _numbers(vs, 0, most) and len(vs)==2 and 0<vs[0]<=vs[1]<math.inf
 
-# %% ../nbs/06_views.ipynb #3b3ad40e
+# %% ../nbs/06_views.ipynb #9733258e
 VIEWS = {
     'cifar': SimCLR(mean=(.4914, .4822, .4465), std=(.2470, .2435, .2616)),
+    'grey': SimCLR(jitter=(.4, .4, 0., 0.), grey_p=0., mean=(.286,), std=(.353,)),   # of Fashion-MNIST
     'digits': SimCLR(crop=(.5, 1.), flip=0., jitter=(.4, .4, 0., 0.), grey_p=0., mean=(.305,), std=(.376,)),
     'none': SimCLR(crop=None, flip=0., jitter_p=0., grey_p=0.),
 }
