@@ -31,9 +31,10 @@ test-all: install  ## the slow tests too
 lab: install  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=nbs
 
-bench: install  ## speed and memory of losses and measures beside the forms in use, as ratios
+bench: install  ## speed and memory of losses, measures, views and training beside the forms in use, as ratios
 	$(BIN)/python tests/bench_losses.py
 	$(BIN)/python tests/bench_metrics.py
+	$(BIN)/python tests/bench_training.py
 
 docs: install  ## the site in _docs/html, offline; make docs SERVE=1 also serves it on this machine
 	$(BIN)/python nbs/_site/build.py $(if $(SERVE),--serve)
