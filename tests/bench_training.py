@@ -3,7 +3,7 @@
 Time: CPU time of this process on one thread, medians of interleaved rounds, so that a busy machine changes little; `--threads 2` takes the wall clock
 and gives the peer's data loader two workers. Views and images are 32x32. Nothing here is on a GPU.
 Views: SimCLR's colour views, from a batch of bytes (ours, kornia, torchvision's batched v2, which draws one set of factors for all) or image by image (lightly, torchvision v2).
-Training: one loop of two views, encoder, NT-Xent, backward and SGD, with the same encoder for all. The peer is lightly's documented loop: PIL images, its SimCLR transform
+Training: one loop of two views, encoder, NT-Xent, backward and SGD, with the same encoder for all; ours stores channels last. The peer is lightly's documented loop: PIL images, its SimCLR transform
 in a DataLoader, its NTXentLoss, float32. Freed memory is kept for all of them (`--give-back`: for none; what that costs is the difference).
 Peers are measured where they are installed."""
 import argparse
@@ -80,11 +80,11 @@ def bench_training(name, B, n_steps, rounds, workers):
     x, loss = pixels(B*n_steps), NTXent(temperature=.5)
     def encoder(): return make_encoder(name, projector=(512, 128) if name!='small' else (64, 64))
     def ours(precision, views=VIEW, **how):
-        model, compute = encoder(), Compute(precision=precision, channels_last=precision=='bfloat16', **how)
+        model, compute = encoder(), Compute(precision=precision, channels_last=True, **how)
         return lambda: fit(model, x, loss, replace(views, dtype=precision), Recipe(n_epochs=1, batch_size=B), generator=torch.Generator().manual_seed(0), compute=compute, progress=False)
     def encoder_alone(precision):
         model, views = encoder(), VIEW.plain(torch.cat([x[:B], x[:B]]))
-        if precision=='bfloat16': model, views = model.to(memory_format=torch.channels_last), views.contiguous(memory_format=torch.channels_last)
+        model, views = model.to(memory_format=torch.channels_last), views.contiguous(memory_format=torch.channels_last)
         def run():
             for _ in range(n_steps):
                 with torch.autocast('cpu', dtype=torch.bfloat16, enabled=precision=='bfloat16'): z = model(views)[1]
