@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = sorted(ROOT.glob('nbs/[0-9][0-9]_*.ipynb'))
-GROUND = tuple(ROOT/'nbs'/f'{name}.ipynb' for name in ('compat', 'gpu', 'record', 'optim', 'checkpoint'))
+GROUND = tuple(ROOT/'nbs'/f'{name}.ipynb' for name in ('compat', 'gpu', 'record', 'process', 'optim', 'checkpoint'))
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 TOP = {'settings.ini', 'pyproject.toml', 'constraints.txt', 'Makefile', 'nbs', 'contrastive_nb', 'data', 'tests', '.github', '.ci', 'README.md',
        'CHANGELOG.md', 'CITATION.cff', 'LICENSE', '.gitignore', '.gitattributes'}
