@@ -32,7 +32,7 @@ from .losses import Loss, make_loss
 from .metrics import effective_rank, measure, singular_values
 from .optim import Recipe
 from .probe import Score, knn, linear_probe
-from .record import provenance, save_dataset, to_json
+from .record import provenance, read_json, save_dataset, to_json
 from .sphere import unit
 from .train import Compute, fit, keep_memory
 from .views import VIEWS
@@ -281,7 +281,8 @@ def save_run(
 )->Path:
     "Write the run's result.nc, with parameters, origin and time taken."
     origin = provenance(device_name(config.torch_device), project_root())
-    save_dataset(ds, path := Path(folder)/'result.nc', experiment=experiment, question=question, parameters=config.model_dump(), run_seconds=round(time.time()-started, 2), **origin)
+    code = read_json(Path(folder)/'run.json').get('code', '')   # a runner wrote it there
+    save_dataset(ds, path := Path(folder)/'result.nc', experiment=experiment, notebook=code, question=question, parameters=config.model_dump(), run_seconds=round(time.time()-started, 2), **origin)
     return path
 
 # %% ../nbs/12_experiment.ipynb #0324bdaf

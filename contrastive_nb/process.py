@@ -21,7 +21,7 @@ import threading
 import traceback
 from dataclasses import dataclass
 
-# %% ../nbs/process.ipynb #d97f2599
+# %% ../nbs/process.ipynb #2dd36775
 _lifeline = -1   # in a task: reading it ends when the warm process is gone
 
 def tie():
@@ -40,13 +40,13 @@ def _task(channel)->None:
     try:
         lines = channel.makefile('rb')
         call = json.loads(lines.readline())
-        log = os.open(call['log'], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        for fd in (1, 2): os.dup2(log, fd)
+        with contextlib.suppress(OSError):   # without a log a task can still run
+            log = os.open(call['log'], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            for fd in (1, 2): os.dup2(log, fd)
         os.environ.update(call['env'])
         os.chdir(call['cwd'])
         if 'numpy' in sys.modules: sys.modules['numpy'].random.seed(None)
-        module, _, function = call['function'].partition(':')
-        answer = getattr(importlib.import_module(module), function)(call['task'])
+        answer = _function(call['function'])(call['task'])
         channel.sendall(json.dumps(answer).encode() + b'\n')
         code = 0
     except BaseException: traceback.print_exc()
@@ -54,7 +54,7 @@ def _task(channel)->None:
         with contextlib.suppress(Exception): sys.stdout.flush(); sys.stderr.flush()
         os._exit(code)
 
-# %% ../nbs/process.ipynb #e0479b94
+# %% ../nbs/process.ipynb #6d250fa5
 def _kill(pid:int)->None:
     "Kill a task, its process group and every descendant that has left the group."
     import psutil
@@ -64,7 +64,11 @@ def _kill(pid:int)->None:
     for child in family:
         with contextlib.suppress(psutil.Error): child.kill()
 
-def _serve(fd:int, modules:list[str])->None:
+def _function(name:str):
+    module, _, function = name.partition(':')
+    return getattr(importlib.import_module(module), function)
+
+def _serve(fd:int, modules:list[str], prepare:str='')->None:
     "The warm process: import `modules`, then fork a task a request until whoever asks is gone."
     global _lifeline
     import psutil   # before the first fork needs it
@@ -72,6 +76,7 @@ def _serve(fd:int, modules:list[str])->None:
     for name in modules:
         try: importlib.import_module(name)
         except BaseException: pass   # the task will meet it too, and say so in its own words
+    if prepare: _function(prepare)()
     gc.collect(); gc.freeze()
     _lifeline, held = os.pipe()
     tick, wake = os.pipe()
@@ -115,7 +120,7 @@ def _serve(fd:int, modules:list[str])->None:
                 waiting.unregister(key.fileobj)
                 _kill(key.data)
 
-# %% ../nbs/process.ipynb #99e7887f
+# %% ../nbs/process.ipynb #bd4da150
 @dataclass(frozen=True)
 class Ended:
     "How a task ended."
@@ -128,12 +133,13 @@ class Warm:
     "A process that has imported `modules` and forks a task from itself for each `run`."
     def __init__(self,
         modules:tuple[str, ...]=(),    # to import beforehand; one that fails is left to the task
-        *, env:dict|None=None,         # environment variables to add
+        *, prepare:str='',             # 'module:function' to call after that: what it keeps in memory every task finds there
+        env:dict|None=None,            # environment variables to add
         cwd=None,                      # directory to import from
     ):
         ours, theirs = socket.socketpair()
         self.modules, self._control, self._lock, self._leashes, self._stopped, self._gone = tuple(modules), ours, threading.Lock(), set(), False, False
-        code = f'from contrastive_nb.process import _serve; _serve({theirs.fileno()}, {list(modules)!r})'
+        code = f'from contrastive_nb.process import _serve; _serve({theirs.fileno()}, {list(modules)!r}, {prepare!r})'
         with theirs:
             self._log = tempfile.TemporaryFile()
             self.process = subprocess.Popen([sys.executable, '-c', code], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
@@ -145,7 +151,7 @@ class Warm:
         *, timeout:float|None=None,    # seconds
         env:dict|None=None,            # environment variables of this task
         cwd=None,                      # its directory
-        log=os.devnull,                # file for what it writes to standard output and error
+        log=os.devnull,                # file to which its standard output and error are appended
     )->Ended:
         "Fork, call the function, wait for the end."
         (channel, theirs), (leash, its) = socket.socketpair(), socket.socketpair()

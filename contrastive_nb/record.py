@@ -6,26 +6,39 @@
 __all__ = ['PACKAGES', 'LAYOUT', 'atomic', 'to_json', 'write_json', 'read_json', 'lock', 'is_locked', 'git_state', 'provenance',
            'save_dataset', 'read_attrs', 'check_layout']
 
-# %% ../nbs/record.ipynb #6fba0c9d
+# %% ../nbs/record.ipynb #90c3e689
 import fcntl
 import json
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-# %% ../nbs/record.ipynb #2605a095
+# %% ../nbs/record.ipynb #c5df58d4
 @contextmanager
 def atomic(
-    path,        # where the finished file shall stand
-):               # yields the temporary path to write to
+    path,             # where the finished file shall stand
+    *, folder:bool=False, # it is a folder of files
+):                    # yields the temporary path to write to
     "Write a file under a temporary name; it gets its own name only when the block ends without an error."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if folder:
+        tmp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp'))
+        try:
+            yield tmp
+            tmp.chmod(0o777 & ~_umask())
+            if path.exists(): os.replace(path, old := tmp.with_suffix('.old')); os.replace(tmp, path); shutil.rmtree(old)
+            else: os.replace(tmp, path)
+            _flush(path.parent)
+        finally: shutil.rmtree(tmp, ignore_errors=True)
+        return
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp')
     os.close(handle)
     tmp = Path(name)
@@ -86,7 +99,7 @@ def is_locked(path)->bool:
     if fd is not None: os.close(fd)
     return fd is None
 
-# %% ../nbs/record.ipynb #07dcae1d
+# %% ../nbs/record.ipynb #d557b08a
 PACKAGES = 'contrastive-nb', 'torch', 'torchvision', 'numpy', 'scipy', 'scikit-learn', 'xarray', 'netCDF4', 'papermill', 'ipykernel'
 
 def git_state(
@@ -98,6 +111,7 @@ def git_state(
     except OSError: return '', False
     return (head.stdout.strip(), bool(git('status', '--porcelain', '--untracked-files=no').stdout.strip())) if head.returncode==0 else ('', False)
 
+@lru_cache
 def _version(package:str)->str|None:
     try: return version(package)
     except PackageNotFoundError: return None
@@ -105,23 +119,29 @@ def _version(package:str)->str|None:
 def provenance(
     device:str='cpu',     # what it ran on, such as 'cpu' or 'NVIDIA H100'
     folder='.',           # inside the checkout
+    git:tuple[str, bool]|None=None, # commit and dirty flag, where they are known already
 )->dict:
     "What a result needs to be believed: commit, versions, device and start time."
-    commit, dirty = git_state(folder)
+    commit, dirty = git or git_state(folder)
     return dict(commit=commit, dirty=dirty, versions={p: v for p in PACKAGES if (v := _version(p))}, python=platform.python_version(),
                 device=device, system=f'{platform.system()} {platform.machine()}', cores=os.cpu_count(),
                 started=datetime.now(timezone.utc).isoformat(timespec='seconds'))
 
-# %% ../nbs/record.ipynb #f76029aa
+# %% ../nbs/record.ipynb #39242583
 LAYOUT = 1
 
 def save_dataset(
     ds,                     # xarray.Dataset
-    path,                   # ends in .nc
+    path,                   # ends in .nc, or in .zarr for a Zarr store (needs zarr)
     **attrs,                # attributes to add: plain text and numbers as they are, the rest as JSON
 )->None:
-    "Write a dataset as netCDF, all or nothing."
+    "Write a dataset as netCDF or Zarr, all or nothing."
     ds = ds.assign_attrs({k: v if isinstance(v, str) else to_json(v) for k, v in (dict(layout=LAYOUT) | attrs).items()})
+    if Path(path).suffix=='.zarr':
+        for name, v in ds.variables.items():
+            if v.dtype==object: ds[name] = ds[name].astype(str)
+        with atomic(path, folder=True) as tmp: ds.to_zarr(tmp, mode='w', consolidated=False)
+        return
     packed = {k: dict(zlib=True, complevel=4, fletcher32=True) for k, v in ds.data_vars.items() if v.ndim and v.size and v.dtype.kind in 'fiu'}
     with atomic(path) as tmp: ds.to_netcdf(tmp, engine='netcdf4', encoding=packed)
 
