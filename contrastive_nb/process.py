@@ -54,7 +54,7 @@ def _task(channel)->None:
         with contextlib.suppress(Exception): sys.stdout.flush(); sys.stderr.flush()
         os._exit(code)
 
-# %% ../nbs/process.ipynb #6d250fa5
+# %% ../nbs/process.ipynb #6c5a0972
 def _kill(pid:int)->None:
     "Kill a task, its process group and every descendant that has left the group."
     import psutil
@@ -104,6 +104,7 @@ def _serve(fd:int, modules:list[str], prepare:str='')->None:
                     _task(channel)
                 with contextlib.suppress(OSError): os.setpgid(pid, pid)   # whichever of the two comes first
                 channel.close()
+                with contextlib.suppress(OSError): leash.sendall(b'+')   # its time runs from here
                 leashes[pid] = leash
                 waiting.register(leash, selectors.EVENT_READ, pid)
             elif key.data=='ended':
@@ -120,7 +121,7 @@ def _serve(fd:int, modules:list[str], prepare:str='')->None:
                 waiting.unregister(key.fileobj)
                 _kill(key.data)
 
-# %% ../nbs/process.ipynb #bd4da150
+# %% ../nbs/process.ipynb #59349a81
 @dataclass(frozen=True)
 class Ended:
     "How a task ended."
@@ -148,7 +149,7 @@ class Warm:
     def run(self,
         function:str,                  # 'module:function', called with `task`
         task,                          # JSON value
-        *, timeout:float|None=None,    # seconds
+        *, timeout:float|None=None,    # seconds, from the fork on: imports don't count
         env:dict|None=None,            # environment variables of this task
         cwd=None,                      # its directory
         log=os.devnull,                # file to which its standard output and error are appended
@@ -164,8 +165,9 @@ class Warm:
                 self._leashes.add(leash)
             try:
                 with contextlib.suppress(OSError): channel.sendall(json.dumps(call).encode() + b'\n')
-                leash.settimeout(timeout)
                 late = False
+                if not leash.recv(1): return self._lost()
+                leash.settimeout(timeout)
                 try: told = leash.recv(64)
                 except TimeoutError:
                     late = True

@@ -413,7 +413,7 @@ def _keep_notebook(folder)->None:
         with atomic(folder/'notebook.ipynb') as tmp: nbformat.write(nb, tmp)
     written.unlink(missing_ok=True)
 
-# %% ../nbs/13_sweep.ipynb #c8531394
+# %% ../nbs/13_sweep.ipynb #b5d20ae4
 ATTEMPTS = 3   # of a run that something outside has ended
 
 _warm, _warm_lock = {}, threading.Lock()
@@ -466,7 +466,8 @@ def run_one(
     error = (_INTERRUPTED if ended.why=='stopped' else f'over its time limit of {timeout:g} s' if ended.why=='timeout' else
              f'its process was killed by signal {-ended.code} ({signal.Signals(-ended.code).name})' if ended.why=='killed' else
              (ended.log.strip().splitlines() or ['no word'])[-1] + f' (its process {"was lost" if ended.why=="lost" else "crashed"})')
-    held = lock(folder/'.lock')
+    patience = time.monotonic() + 10   # the rest of the killed group may take a moment to end
+    while (held := lock(folder/'.lock')) is None and time.monotonic()<patience: time.sleep(.02)
     if held is None: return dict(state='elsewhere', attempts=read_state(folder).get('attempts', 0))
     try: return _conclude(folder, values, error)
     finally: os.close(held)
