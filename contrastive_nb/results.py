@@ -6,21 +6,21 @@
 __all__ = ['OWN', 'LARGE', 'TOO_LARGE', 'ROUNDING', 'sort_coordinates', 'agreed', 'Run', 'as_run', 'read_run', 'combine',
            'run_states', 'other_runs', 'collect', 'compare', 'verify']
 
-# %% ../nbs/14_results.ipynb #d9f7cf65
+# %% ../nbs/14_results.ipynb #99d548eb
 import json
 import math
-import multiprocessing
 import os
+import pickle
 import tempfile
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
+from .process import Warm
 from .record import check_layout, is_locked, read_json, to_json
 from .sweep import as_recorded, read_state, run_one
 
@@ -60,7 +60,7 @@ def agreed(
         return values[0] if all(v==values[0] for v in values) else 'differs between runs'
     return {k: entry([p.get(k) for p in protocols]) for k in dict.fromkeys(k for p in protocols for k in p)}
 
-# %% ../nbs/14_results.ipynb #63a691c1
+# %% ../nbs/14_results.ipynb #5c6608f6
 @dataclass
 class Run:
     "What one run left: arrays stay in the file if `data` is empty."
@@ -103,7 +103,7 @@ def read_run(
         scalars = {k for k, v in found.items() if k in named and not v[0]}
         along = {k for k, v in found.items() if v[0]==(k,)}
         rest = {k: v for k, v in found.items() if k not in scalars | along}
-        def value(v): return v[...].item() if hasattr(v[...], 'item') else v[...]
+        def value(v): return x.item() if hasattr(x := v.getValue(), 'item') else x
         return Run({k: value(found[k][4]) for k in scalars}, {k: found[k][4][...] for k in along}, {k: v[:4] for k, v in rest.items()}, {k for k in rest if k in named},
                    {k: np.asarray(v[4][...]) for k, v in rest.items()} if arrays else {}, attrs, str(path))
 
@@ -252,7 +252,7 @@ def _lazy(name, runs, plan, shape, dtype, empty):
     chunks = da.core.normalize_chunks((*width, *shape[n:]), shape)
     return da.map_blocks(lambda block_info=None: block(block_info[None]['chunk-location'], block_info[None]['chunk-shape']), chunks=chunks, dtype=dtype, meta=np.empty((0,)*len(shape), dtype))
 
-# %% ../nbs/14_results.ipynb #48efc558
+# %% ../nbs/14_results.ipynb #0bc05cec
 def run_states(
     folder,                    # of a sweep
 )->dict[str, dict]:            # name of the run's folder -> what its run.json says, `state` one of done, running, failed, absent
@@ -309,11 +309,24 @@ def _read(path, arrays)->Run|str:
     try: return read_run(path, arrays)
     except (OSError, RuntimeError): return 'its result.nc is damaged'
 
-def _read_all(paths, arrays):
+def _read_part(task:dict)->int:
+    "In a task of a warm process: the runs in some files, left in a file."
+    runs = [_read(path, task['arrays']) for path in task['paths']]
+    with open(task['to'], 'wb') as f: pickle.dump(runs, f, protocol=5)
+    return len(runs)
+
+def _read_all(paths, arrays)->list:
     "The runs in these files, in order; by several processes where that pays."
-    read, jobs = partial(_read, arrays=arrays), min(4, os.cpu_count() or 1)
-    if len(paths)<1000 or jobs<2: return list(map(read, paths))
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context('forkserver')) as pool: return list(pool.map(read, paths, chunksize=100))
+    jobs = min(4, os.cpu_count() or 1)
+    if len(paths)<1000 or jobs<2: return [_read(path, arrays) for path in paths]
+    with Warm(['contrastive_nb.results']) as warm, ThreadPoolExecutor(jobs) as pool, tempfile.TemporaryDirectory() as folder:
+        tasks = [dict(paths=[str(p) for p in paths[i:i+500]], arrays=arrays, to=f'{folder}/{i}') for i in range(0, len(paths), 500)]
+        runs = []
+        for task, ended in zip(tasks, pool.map(lambda task: warm.run('contrastive_nb.results:_read_part', task), tasks)):
+            if ended.why!='returned': raise RuntimeError(f"collect: a reading process {ended.why}: {ended.log[-500:]}")
+            runs += pickle.loads(Path(task['to']).read_bytes())
+            Path(task['to']).unlink()
+    return runs
 
 # %% ../nbs/14_results.ipynb #b01430ea
 ROUNDING = 1e-5                     # relative to the largest value of a quantity
