@@ -4,7 +4,7 @@ from pathlib import Path
 
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
-EXTRAS = 'train', 'notebooks', 'docs', 'dev'
+EXTRAS = 'train', 'notebooks', 'distributed', 'docs', 'dev'
 
 
 def metadata(settings: Path) -> dict:
@@ -14,7 +14,7 @@ def metadata(settings: Path) -> dict:
     s = ini['DEFAULT']
     extras = {name: s[f'{name}_requirements'].split() for name in EXTRAS if f'{name}_requirements' in s}
     extras['all'] = [requirement for name in ('train', 'notebooks') for requirement in extras[name]]
-    extras['dev'] += extras['all'] + extras['docs']
+    extras['dev'] += extras['all'] + extras['distributed'] + extras['docs']
     return dict(
         version=s['version'], description=s['description'], keywords=s['keywords'].split(),
         readme='README.md', license='Apache-2.0', authors=[dict(name=s['author'])],

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['tie', 'Ended', 'Warm']
 
-# %% ../nbs/process.ipynb #363df776
+# %% ../nbs/process.ipynb #3be7bf0a
 import contextlib
 import gc
 import importlib
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from dataclasses import dataclass
 
@@ -121,7 +122,7 @@ def _serve(fd:int, modules:list[str], prepare:str='')->None:
                 waiting.unregister(key.fileobj)
                 _kill(key.data)
 
-# %% ../nbs/process.ipynb #59349a81
+# %% ../nbs/process.ipynb #8cf75e9b
 @dataclass(frozen=True)
 class Ended:
     "How a task ended."
@@ -165,20 +166,17 @@ class Warm:
                 self._leashes.add(leash)
             try:
                 with contextlib.suppress(OSError): channel.sendall(json.dumps(call).encode() + b'\n')
-                late = False
                 if not leash.recv(1): return self._lost()
-                leash.settimeout(timeout)
-                try: told = leash.recv(64)
-                except TimeoutError:
-                    late = True
+                content, told = _listen(channel, leash, timeout)
+                late = told is None
+                if late:
                     leash.shutdown(socket.SHUT_WR)
-                    leash.settimeout(30)
-                    try: told = leash.recv(64)
-                    except TimeoutError: told = b'-9'   # killed, but stuck in the operating system
+                    content, told = _listen(channel, leash, 30)
+                    if told is None: told = b'-9'   # killed, but stuck in the operating system
             finally:
                 with self._lock: self._leashes.discard(leash)
             if not told: return self._lost()
-            code, answer = int(told), _last_line(channel)
+            code, answer = int(told), json.loads(content) if content.endswith(b'\n') else None
             why = 'returned' if code==0 and answer is not None else 'timeout' if late else 'stopped' if self._stopped and code<0 else 'killed' if code<0 else 'crashed'
             return Ended(answer, code, why, _tail(log))
 
@@ -208,13 +206,19 @@ class Warm:
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
 
-def _last_line(channel):
-    "What the task has answered; None if it has not."
-    channel.settimeout(0)
-    content = b''
-    with contextlib.suppress(OSError):
-        while part := channel.recv(1<<16): content += part
-    return json.loads(content) if content.endswith(b'\n') else None
+def _listen(channel, leash, timeout)->tuple[bytes, bytes|None]:
+    "What the task says, until its end is told (b'' if nobody can tell); None if it doesn't end in time."
+    content, deadline = b'', None if timeout is None else time.monotonic() + timeout
+    with selectors.DefaultSelector() as waiting:
+        for s in (channel, leash): waiting.register(s, selectors.EVENT_READ)
+        while True:
+            ready = {key.fileobj for key, _ in waiting.select(None if deadline is None else max(0, deadline - time.monotonic()))}
+            if channel in ready:   # first: what a task has said stands there before its end is told
+                with contextlib.suppress(OSError):
+                    if part := channel.recv(1<<20): content += part
+                    else: waiting.unregister(channel)
+            elif leash in ready: return content, leash.recv(64)
+            elif deadline is not None and time.monotonic()>=deadline: return content, None
 
 def _tail(path)->str:
     "The last 4,000 characters of a file; '' if there is none."

@@ -127,7 +127,7 @@ def provenance(
                 device=device, system=f'{platform.system()} {platform.machine()}', cores=os.cpu_count(),
                 started=datetime.now(timezone.utc).isoformat(timespec='seconds'))
 
-# %% ../nbs/record.ipynb #39242583
+# %% ../nbs/record.ipynb #127db9ea
 LAYOUT = 1
 
 def save_dataset(
@@ -137,6 +137,8 @@ def save_dataset(
 )->None:
     "Write a dataset as netCDF or Zarr, all or nothing."
     ds = ds.assign_attrs({k: v if isinstance(v, str) else to_json(v) for k, v in (dict(layout=LAYOUT) | attrs).items()})
+    for owner in (ds, *ds.variables.values()):
+        owner.attrs = {k: to_json(v) if v is None or isinstance(v, (bool, dict)) else v for k, v in owner.attrs.items()}
     if Path(path).suffix=='.zarr':
         for name, v in ds.variables.items():
             if v.dtype==object: ds[name] = ds[name].astype(str)

@@ -215,7 +215,7 @@ def run_name(
     slug = re.sub(r'[^A-Za-z0-9_.=+-]+', '_', slug)[:80].strip('._-')
     return f"{slug}-{hashlib.sha256((to_json(values) + code).encode()).hexdigest()[:8]}"
 
-# %% ../nbs/13_sweep.ipynb #596e9881
+# %% ../nbs/13_sweep.ipynb #4a1e72d7
 def is_done(
     folder,                # of the run
     values:dict,           # its parameters
@@ -226,10 +226,12 @@ def is_done(
     try: return to_json(json.loads(read_attrs(path)['parameters']))==to_json(values)
     except (OSError, KeyError, RuntimeError, UnicodeDecodeError, json.JSONDecodeError): return False
 
+def _stamp(path)->list[int]: return [(s := path.stat()).st_size, s.st_mtime_ns]
+
 def as_recorded(folder, values:dict)->bool:
-    "`is_done`, answered without opening the result where `run.json` has recorded its size at the end of the run."
+    "`is_done`, answered without opening the result if it is, in size and time, the file of which `run.json` says so."
     state, path = read_state(folder), Path(folder)/'result.nc'
-    if state.get('state')=='done' and to_json(state.get('parameters'))==to_json(values) and path.is_file() and path.stat().st_size==state.get('bytes'): return True
+    if state.get('state')=='done' and to_json(state.get('parameters'))==to_json(values) and path.is_file() and _stamp(path)==state.get('result'): return True
     return is_done(folder, values)
 
 def read_state(folder)->dict:
@@ -354,7 +356,7 @@ def _execute(nb, output, engine, cwd)->tuple[str|None, bool]:
 
 _OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT}   # signals that come from outside, such as from a kernel out of memory
 
-# %% ../nbs/13_sweep.ipynb #9c6e988f
+# %% ../nbs/13_sweep.ipynb #5b0d38e6
 def _now()->str: return datetime.now(timezone.utc).isoformat(timespec='seconds')
 
 def _run(task:dict)->dict:
@@ -393,7 +395,7 @@ def _conclude(folder, values, error=None, seconds=None)->dict:
     _keep_notebook(folder)
     if done:
         (folder/'checkpoint.pt').unlink(missing_ok=True)
-        state['bytes'] = (folder/'result.nc').stat().st_size
+        state['result'] = _stamp(folder/'result.nc')
     if state!=before: write_json(folder/'run.json', state)
     return state
 
