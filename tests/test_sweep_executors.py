@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -146,3 +147,11 @@ def test_mpi(tmp_path, plain_sweep):
     done = subprocess.run([shutil.which('mpiexec') or pytest.skip('no mpiexec'), '-n', '2', sys.executable, '-m', 'mpi4py.futures', str(script)], capture_output=True, text=True, timeout=240, cwd=ROOT)
     assert done.returncode==0 and "['done', 'done', 'done']" in done.stdout, done.stderr
     assert same(collect(tmp_path/'out'), plain_sweep)
+
+
+@pytest.mark.slow
+def test_a_warm_run_costs_less_than_a_second():
+    from bench_sweep import overheads
+    _, warm = overheads('warm', 9)
+    _, cold = overheads('papermill', 2)
+    assert statistics.median(warm)<1.0 and statistics.median(warm)<statistics.median(cold)/2, (warm, cold)
