@@ -107,7 +107,7 @@ def read_run(
         return Run({k: value(found[k][4]) for k in scalars}, {k: found[k][4][...] for k in along}, {k: v[:4] for k, v in rest.items()}, {k for k in rest if k in named},
                    {k: np.asarray(v[4][...]) for k, v in rest.items()} if arrays else {}, attrs, str(path))
 
-# %% ../nbs/14_results.ipynb #321f29ca
+# %% ../nbs/14_results.ipynb #e61e75e7
 @dataclass
 class _Plan:
     "Where everything goes."
@@ -210,14 +210,14 @@ def combine(
     if not runs: raise ValueError("combine: there are no runs")
     return _combine([r if isinstance(r, Run) else as_run(r) for r in runs], flat)
 
-def _combine(runs, flat, lazy=None):
+def _combine(runs, flat, lazy=False):
     plan = _plan(runs, flat)
     shape = tuple(len(v) for v in plan.index.values())
     n_bytes = sum(math.prod((*shape, *(plan.sizes[d] for d in dims)))*dtype.itemsize for dims, dtype, *_ in plan.variables.values())
     n_cells = math.prod(shape)
     if n_bytes>TOO_LARGE and n_cells>10*len(runs):
         raise ValueError(f"combine: {len(runs)} runs would fill {len(runs)} of {n_cells} cells ({' x '.join(f'{a} {len(v)}' for a, v in plan.index.items())}), {n_bytes/2**30:.0f} GiB; they form no grid, so put them along one axis (flat)")
-    make = _lazy if lazy or lazy is None and n_bytes>LARGE and not runs[0].data else _eager
+    make = _lazy if lazy else _eager
     variables = {name: ((*plan.index, *dims), make(name, runs, plan, (*shape, *(plan.sizes[d] for d in dims)), dtype, empty), attrs)
                  for name, (dims, dtype, attrs, empty) in plan.variables.items()}
     return plan.finish(xr.Dataset(variables))
@@ -252,7 +252,7 @@ def _lazy(name, runs, plan, shape, dtype, empty):
     chunks = da.core.normalize_chunks((*width, *shape[n:]), shape)
     return da.map_blocks(lambda block_info=None: block(block_info[None]['chunk-location'], block_info[None]['chunk-shape']), chunks=chunks, dtype=dtype, meta=np.empty((0,)*len(shape), dtype))
 
-# %% ../nbs/14_results.ipynb #0bc05cec
+# %% ../nbs/14_results.ipynb #9444cc11
 def run_states(
     folder,                    # of a sweep
 )->dict[str, dict]:            # name of the run's folder -> what its run.json says, `state` one of done, running, failed, absent
@@ -294,9 +294,9 @@ def collect(
             if state['state']=='done': paths[f/name/'result.nc'] = name
             else: absent[name] = state.get('error') or state['state']
         if earlier: paths |= {f/name/'result.nc': name for name in other_runs(f)}
-    size = max((p.stat().st_size for p in list(paths)[:20]), default=0)*len(paths)
+    if lazy is None: lazy = bool(paths) and _bytes(_read(next(iter(paths)), False))*len(paths)>LARGE
     runs = []
-    for name, run in zip(paths.values(), _read_all(list(paths), arrays=not (lazy or lazy is None and size>LARGE/4))):
+    for name, run in zip(paths.values(), _read_all(list(paths), arrays=not lazy)):
         if isinstance(run, Run): runs.append(run)
         else: absent[name] = run
     where = ', '.join(map(str, folders))
@@ -308,6 +308,10 @@ def collect(
 def _read(path, arrays)->Run|str:
     try: return read_run(path, arrays)
     except (OSError, RuntimeError): return 'its result.nc is damaged'
+
+def _bytes(run)->int:
+    "Size of a run's arrays; 0 if it can't be read."
+    return sum(math.prod(shape)*dtype.itemsize for _, shape, dtype, _ in run.variables.values()) if isinstance(run, Run) else 0
 
 def _read_part(task:dict)->int:
     "In a task of a warm process: the runs in some files, left in a file."
