@@ -52,7 +52,7 @@ def test_bad_parameters(tmp_path, words, text): assert text in refused(tmp_path/
 
 BAD_VALUES = [
     (dict(loss='simclr'), "unknown loss 'simclr', known: infonce, ntxent, dcl, dhel, kcl"), (dict(dataset='mnist'), 'must be one of digits, cifar10'),
-    (dict(encoder='vit'), "unknown encoder 'vit', known: small, resnet18, resnet50"), (dict(batch_size=1), 'batch_size must be a whole number >= 2, got 1'),
+    (dict(encoder='vit'), "unknown encoder 'vit', known: small, resnet18, resnet34, resnet50"), (dict(batch_size=1), 'batch_size must be a whole number >= 2, got 1'),
     (dict(batch_size=2000), 'a batch of 2000 is larger than the dataset digits with its 1437 training images'),
     (dict(loss_params=dict(temperature=0)), 'temperature must be a number > 0, got 0'), (dict(loss_params=dict(temperature=math.nan)), 'temperature must be a number > 0, got nan'),
     (dict(loss_params=dict(temperature='hot')), "temperature must be a number > 0, got 'hot'"), (dict(loss_params=dict(tau=.1)), "unknown parameter 'tau'"),

@@ -109,6 +109,7 @@ def test_dask_from_the_command_line(cluster, tmp_path, plain_sweep):
     assert code==2 and 'offers 2 GPU; start them with --resources GPU=2' in err and not (tmp_path/'two').exists()
 
 
+@pytest.mark.slow
 def test_a_killed_dask_worker_loses_nothing(cluster, tmp_path, plain_sweep):
     file, workers = cluster
     notebook = toy(tmp_path, f'import pathlib, time; pathlib.Path({str(tmp_path)!r}, f"begun{{n}}").touch(); time.sleep(3)')
@@ -129,6 +130,7 @@ def test_no_scheduler_is_one_line(tmp_path):
 
 # others
 
+@pytest.mark.slow
 def test_submitit(tmp_path, plain_sweep):
     submitit = pytest.importorskip('submitit')
     executor = submitit.AutoExecutor(folder=tmp_path/'jobs', cluster='local')
