@@ -35,7 +35,7 @@ def site(tmp_path_factory):
     with FileLock(folder/'site.lock'):
         if not (folder/'site/said').exists():
             before = set(ROOT.glob('nbs/_site/**/*'))
-            status, said = build(ROOT, out)
+            status, said = build(ROOT, out, DOCS_RUNS=str(folder/'site/no-runs'))     # test_browser.py has them executed
             added = set(ROOT.glob('nbs/_site/**/*')) - before
             (folder/'site/said').write_text(said if status or not added else f'the build wrote among its sources: {added}')
             if not status and not added: (folder/'site/good').touch()
@@ -45,7 +45,7 @@ def site(tmp_path_factory):
 
 def test_a_page_for_every_notebook(site):
     chapters = {re.sub(r'^\d\d_', '', p.stem) for p in ROOT.glob('nbs/*.ipynb')} - {'index'}
-    extra = {f'{p.parent.name}/{p.stem}' for folder in ('experiments', 'tutorials') for p in (ROOT/'nbs'/folder).glob('*.ipynb')}
+    extra = {f"{p.parent.name}/{re.sub(r'^[0-9]{2}_', '', p.stem)}" for folder in ('experiments', 'findings', 'tutorials') for p in (ROOT/'nbs'/folder).glob('*.ipynb')}
     pages = {'index', 'api', 'search', 'genindex'} | chapters | extra | {f'api/{c}' for c in chapters}
     pages |= {page for page, file in (('changelog', 'CHANGELOG.md'), ('cite', 'CITATION.cff')) if (ROOT/file).exists()}
     assert {f'{page}.html' for page in pages} <= names(site)
@@ -103,6 +103,17 @@ def test_links_inside_the_site_lead_somewhere(site):
             file = (page.parent/path.partition('?')[0]).resolve() if path else page.resolve()
             assert file.exists(), f'{page.name}: {target}'
             if anchor and file in ids: assert anchor in ids[file], f'{page.name}: {target}'
+
+
+def test_each_notebook_says_how_to_have_it(site):
+    for notebook in [p for p in ROOT.glob('nbs/**/*.ipynb') if p.stem!='index' and '.ipynb_checkpoints' not in p.parts]:
+        page = site/notebook.relative_to(ROOT/'nbs').with_name(re.sub(r'^[0-9]{2}_', '', notebook.stem) + '.html')
+        html = page.read_text(encoding='utf-8')
+        box = re.search(r'<div class="use[^"]*">(.*?)</div>', html, re.S)[1]
+        path = str(notebook.relative_to(ROOT))
+        assert 'make lab' in plain(box) and path in plain(box) and path.removeprefix('nbs/') in plain(box)
+        copy = (page.parent/re.search(r'href="([^"]+\.ipynb)"', box)[1]).resolve()
+        assert copy.read_bytes()==notebook.read_bytes()
 
 
 def test_formulas_are_drawn_by_the_files_beside_the_page(site):
@@ -202,6 +213,62 @@ def test_toy_project(toy, tmp_path):
     cite = plain((out/'cite.html').read_text(encoding='utf-8'))
     assert '@software{a_toy,' in cite and 'author = {Ho, Ann}' in cite
     assert not (out/'_sources/toctree.txt').exists()
+
+
+def test_links_to_tests_lead_to_the_line(toy, tmp_path):
+    (toy/'tests').mkdir()
+    (toy/'tests/test_toy.py').write_text('import re\n\n\ndef test_double(): pass\n')
+    (toy/'nbs/findings').mkdir()
+    (toy/'nbs/findings/01_all.ipynb').write_text(notebook(['# All\n> Of it.\n\n[checked](../../tests/test_toy.py#test_double), [toy](../00_toy.ipynb)']))
+    status, said = build(toy, tmp_path/'html')
+    assert status==0, said
+    html = (tmp_path/'html/findings/all.html').read_text(encoding='utf-8')
+    assert '/blob/main/tests/test_toy.py#L4"' in html and 'href="../toy.html"' in html and 'jupyter execute nbs/findings/01_all.ipynb' in plain(html)
+    (toy/'tests/test_toy.py').write_text('import re\n')
+    status, said = build(toy, tmp_path/'html')
+    assert status!=0 and 'test_double' in said
+
+
+# executed experiments
+
+@pytest.fixture
+def runs(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT/'nbs/_site'))
+    return importlib.import_module('runs')
+
+
+def test_modules_that_a_notebook_uses(runs):
+    names = {p.stem for p in runs.used('%matplotlib inline\nfrom contrastive_nb.losses import dhel', ROOT/'contrastive_nb')}
+    assert {'losses', 'pairs', 'sphere', 'kernels'} <= names and not {'cli', 'train', 'metrics'} & names
+
+
+def test_an_experiment_runs_again_only_when_it_or_what_it_uses_changes(runs, toy, tmp_path, monkeypatch):
+    file, ran = toy/'nbs/experiments/ask.ipynb', []
+    def execute(notebook, folder, root):
+        ran.append(notebook.stem); (folder/'run').mkdir(parents=True); (folder/'run/notebook.ipynb').write_text('{}')
+        return 1.
+    monkeypatch.setattr(runs, 'execute', execute)
+    def again(): runs.executed(toy, 'contrastive_nb', tmp_path/'cache'); return len(ran)
+    assert again()==0                                                     # it has no parameters, so nobody can run it
+    cells = json.loads(notebook(['# A question', 'from contrastive_nb.toy import double', 'answer = 42']))
+    cells['cells'][2]['metadata'] = dict(tags=['parameters'])
+    file.write_text(json.dumps(cells))
+    (toy/'contrastive_nb/toy.py').write_text('def double(x): return 2*x')
+    assert again()==1 and again()==1
+    (toy/'contrastive_nb/other.py').write_text('unused = True')
+    assert again()==1
+    (toy/'contrastive_nb/toy.py').write_text('def double(x): return x+x')
+    assert again()==2
+    file.write_text(json.dumps(cells).replace('42', '43'))
+    assert again()==3 and len(list((tmp_path/'cache').iterdir()))==1      # older ones are removed
+
+
+def test_an_experiment_that_fails_fails_the_build(toy, tmp_path):
+    cells = json.loads(notebook(['# A question', 'answer = 42\nout = ""', 'raise ValueError("no answer to that")']))
+    cells['cells'][1]['metadata'] = dict(tags=['parameters'])
+    (toy/'nbs/experiments/ask.ipynb').write_text(json.dumps(cells))
+    status, said = build(toy, tmp_path/'html')
+    assert status!=0 and 'ask.ipynb does not run with its defaults' in said and 'no answer to that' in said and not (tmp_path/'html').exists()
 
 
 def test_a_dead_link_is_an_error_and_a_missing_front_page_is_not(toy, tmp_path):

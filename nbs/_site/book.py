@@ -82,7 +82,7 @@ class Page:
         self.module = marks.get('default_exp', self.module)
         self.names |= imported(source, self.package)
         if 'hide' in marks or not source: return
-        shown = dict(image=dict(alt=marks.get('fig-alt', 'Figure drawn by the code above')))
+        shown = dict(image=dict(alt=marks.get('fig-alt') or self.caption() or 'Figure drawn by the code above'))
         meta = dict(tags=list(cell['metadata'].get('tags', [])), mystnb=shown)
         if marks.keys() & EXPORTS:
             meta['tags'].append('exported')
@@ -92,6 +92,20 @@ class Page:
             else: self.export(symbols(source))
         if 'injected-parameters' in meta['tags']: source = re.sub(r'^out = .*\n?', '', source, flags=re.M)    # a folder of whoever ran it
         self.cells.append(cell | dict(source=source, metadata=meta, outputs=settled(cell['outputs'])))
+
+    def caption(self):
+        "The text of a `**Figure 1.** ...` that stands right before, for those who can't see the figure."
+        text = ''.join(self.cells[-1]['source']) if self.cells else ''
+        match = re.search(r'\*\*Figure \d+\.\*\* (.+)', text, re.S)
+        return ' '.join(re.sub(r'[*`$\\]', '', match[1]).split()) if match else ''
+
+    def use(self, docname, origin):
+        "How to have this notebook: the file, JupyterLab, and the command that runs it again; below its title."
+        run = 'contrastive-nb run' if any('parameters' in c['metadata'].get('tags', ()) for c in self.cells) else 'jupyter execute'
+        first, name = self.cells[0], origin.removeprefix('nbs/')
+        links = f'{{download}}`Download </{docname}.ipynb>` · JupyterLab: `make lab`, then open `{name}` · Run again: `{run} {origin}`'
+        head = re.match(r'(# [^\n]*\n+(?:> [^\n]*\n?)*)(.*)', ''.join(first['source']), re.S)
+        if head: self.cells[0] = first | dict(source=f'{head[1]}\n```{{container}} use\n{links}\n```\n\n{head[2]}')
 
     def export(self, found):
         "Remember what a cell defines; the line above its code leads to the reference, and an anchor leads back."
@@ -116,12 +130,15 @@ def link_of(app, docname):
         page = {'CHANGELOG.md': Path('changelog.md'), 'CITATION.cff': Path('cite.md')}.get(path.removeprefix('../'), page)
         for page in (page, page.with_suffix('.md')):
             if (app.srcdir/page).is_file(): return f'/{page}{hash}{anchor}'
-        file = root/Path(*parts)
-        if not file.exists(): return target                 # Sphinx warns about it
+        file = next((f for f in (root/Path(*parts), root/'nbs'/Path(*parts)) if f.exists()), None)
+        if file and file.suffix=='.py' and hash:            # a function of a test
+            lines = file.read_text(encoding='utf-8').splitlines()
+            anchor = next((f'L{n}' for n, line in enumerate(lines, 1) if re.match(rf'(def|class) {re.escape(anchor)}\b', line)), '')
+        if not file or hash and not anchor: return target   # Sphinx warns about it
         if file.suffix in ('.png', '.svg', '.jpg', '.gif', '.webp'):
             (app.srcdir/'_figures').mkdir(exist_ok=True)
             return '/' + str(Path(shutil.copy(file, app.srcdir/'_figures')).relative_to(app.srcdir))
-        return f"{app.config.book_repository}/blob/{app.config.book_branch}/{file.relative_to(root)}"
+        return f"{app.config.book_repository}/blob/{app.config.book_branch}/{file.relative_to(root)}{hash}{anchor}"
     return link
 
 
@@ -131,6 +148,8 @@ def read_source(app, docname, source):
     run = app.srcdir/f'_runs/{docname}.ipynb'
     notebook = json.loads(run.read_text(encoding='utf-8') if run.is_file() else source[0])
     page = Page(notebook, package=app.config.book_package, link=link_of(app, docname))
+    origin = json.loads((app.srcdir/'origin.json').read_text(encoding='utf-8'))
+    if docname in origin and page.cells: page.use(docname, origin[docname])
     if docname==app.config.root_doc: page.text((app.srcdir/'toctree.txt').read_text(encoding='utf-8'))
     if not hasattr(app.env, 'book_names'): app.env.book_names = {}
     app.env.book_names[docname] = page.names

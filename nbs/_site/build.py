@@ -1,4 +1,4 @@
-"Build the site: `python nbs/_site/build.py`, and `--serve` to look at it."
+"Build the site: `python nbs/_site/build.py`, and `--serve` to look at it. Experiments are executed once and kept."
 import argparse
 import json
 import os
@@ -16,6 +16,7 @@ from sphinx.cmd.build import main as sphinx
 
 sys.dont_write_bytecode = True     # nothing is written beside the sources
 from book import Page, entry, fence
+from runs import executed
 
 HERE, ROOT = Path(__file__).resolve().parent, Path(__file__).resolve().parents[2]
 PARTS = {0: 'Geometry', 5: 'Machine', 10: 'Measurement', 12: 'Meeting place'}   # first chapter of each
@@ -63,23 +64,24 @@ def cite(file):
     return f"# How to cite\n\n{c.get('message', '')}\n\n```bibtex\n@software{{{key},\n{bibtex}\n}}\n```\n\nThe same in `CITATION.cff`:\n\n```yaml\n{text}\n```\n"
 
 
-def stage(root, source, runs=None):
-    "Lay out the sources of the site in `source`: copies of the notebooks, and the pages made from other files."
+def stage(root, source, runs):
+    "Lay out the sources of the site in `source`: copies of the notebooks, executed ones beside them (`runs`: page -> file), and the pages made from other files."
     ini = ConfigParser()
     ini.read_string((root/'settings.ini').read_text(encoding='utf-8'))
     s, nbs, parts = ini['DEFAULT'], root/'nbs', chapters(root/'nbs')
-    for pages in parts.values():
-        for name, file in pages.items(): shutil.copy2(file, source/f'{name}.ipynb')
-    toc = {part: list(pages) for part, pages in parts.items()}
-    for folder in ('experiments', 'tutorials'):
-        for file in sorted((nbs/folder).glob('*.ipynb')):
-            page = Path(folder, re.sub(r'^\d\d_', '', file.name))    # the number is for the order only
-            (source/folder).mkdir(exist_ok=True)
-            shutil.copy2(file, source/page)
-            if runs and (run := Path(runs, page)).is_file():    # shown in its place
-                (source/'_runs'/folder).mkdir(parents=True, exist_ok=True)
-                shutil.copy2(run, source/'_runs'/page)
-            toc.setdefault(folder.capitalize(), []).append(str(page.with_suffix('')))
+    book = {part: {name: file for name, file in pages.items()} for part, pages in parts.items()}
+    more = {folder.capitalize(): {f"{folder}/{re.sub(r'^[0-9]{2}_', '', file.stem)}": file for file in sorted((nbs/folder).glob('*.ipynb'))}   # the number is for the order only
+            for folder in ('tutorials', 'findings', 'experiments')}
+    shown = {caption: pages for caption, pages in {**{c: more[c] for c in ('Tutorials', 'Findings')}, **book, 'Experiments': more['Experiments']}.items() if pages}
+    toc, origin = {caption: list(pages) for caption, pages in shown.items()}, {}
+    for page, file in (item for pages in shown.values() for item in pages.items()):
+        (source/page).parent.mkdir(exist_ok=True)
+        shutil.copy2(file, source/f'{page}.ipynb')
+        origin[page] = str(file.relative_to(root))
+        if page in runs:                                        # shown in its place
+            (source/'_runs'/page).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(runs[page], source/f'_runs/{page}.ipynb')
+    (source/'origin.json').write_text(json.dumps(origin), encoding='utf-8')
     api(parts, s['lib_path'], source)
     toc['Reference'] = ['api']
     if (file := root/'CHANGELOG.md').is_file(): shutil.copy2(file, source/'changelog.md'); toc['Reference'].append('changelog')
@@ -92,8 +94,8 @@ def stage(root, source, runs=None):
         (source/'index.md').write_text(FRONT.format(**s, first=first) + '\n' + toctree, encoding='utf-8')
 
 
-def build(root, out, runs=None):
-    "Build the site of the project at `root` into the folder `out`; the exit status of Sphinx, warnings are errors."
+def build(root, out, runs):
+    "Build the site of the project at `root` into the folder `out`, executed notebooks in `runs`; the exit status of Sphinx, warnings are errors."
     if out.exists() and not (out/'objects.inv').exists() and any(out.iterdir()): sys.exit(f'build: {out} is not a site, choose another folder')
     with tempfile.TemporaryDirectory() as folder:
         source, doctrees, html = (Path(folder, name) for name in ('source', 'doctrees', 'html'))
@@ -116,10 +118,16 @@ def serve(folder, port):
 if __name__=='__main__':
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('-o', '--out', type=Path, default=ROOT/'_docs/html', help='folder of the finished site')
-    parser.add_argument('--runs', default=os.environ.get('DOCS_RUNS'), help='folder with executed copies, such as experiments/pretrain.ipynb')
+    parser.add_argument('--runs', type=Path, default=os.environ.get('DOCS_RUNS'), help='folder with executed copies, such as experiments/pretrain.ipynb; nothing is executed then')
+    parser.add_argument('--cache', type=Path, default=ROOT/'_docs/runs', help='folder in which executed experiments are kept for the next build')
+    parser.add_argument('-j', '--jobs', type=int, default=2, help='experiments executed at a time')
     parser.add_argument('--serve', action='store_true', help='serve it on this machine after building')
     parser.add_argument('--port', type=int, default=8000)
     args = parser.parse_args()
-    if status := build(ROOT, args.out, args.runs): sys.exit(status)
+    if args.runs: runs = {str(f.relative_to(args.runs).with_suffix('')): f for f in Path(args.runs).glob('*/*.ipynb')}
+    else:
+        try: runs = executed(ROOT, 'contrastive_nb', args.cache, args.jobs)
+        except RuntimeError as error: sys.exit(str(error))
+    if status := build(ROOT, args.out, runs): sys.exit(status)
     print(args.out/'index.html')
     if args.serve: serve(args.out, args.port)

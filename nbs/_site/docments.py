@@ -129,3 +129,11 @@ def imported(source, package):
     except SyntaxError: return {}
     return {alias.asname or alias.name: f'{node.module}.{alias.name}' for node in ast.walk(tree)
             if isinstance(node, ast.ImportFrom) and (node.module or '').startswith(f'{package}.') for alias in node.names}
+
+
+def modules(source, package):
+    "Modules of `package` that `source` imports from, by name; lines of IPython's are passed over."
+    plain = '\n'.join('' if line.lstrip().startswith(('%', '!')) else line for line in source.splitlines())
+    names = [node.module or '' for node in ast.walk(ast.parse(plain)) if isinstance(node, ast.ImportFrom)
+             and (node.level==1 or (node.module or '').startswith(f'{package}.'))]
+    return {name.removeprefix(f'{package}.').split('.')[0] for name in names}
