@@ -12,6 +12,7 @@ from docments import imported, only_imports, symbols
 
 DIRECTIVE = re.compile(r'#\|\s*([\w-]+):?\s*(.*)')
 EXPORTS = {'export', 'exports'}     # `exporti` stays inside its module
+WIDGET = 'application/vnd.jupyter.widget-view+json'
 VERBATIM = re.compile(r'(`+.+?`+|\$[^$]+\$)')
 
 
@@ -60,6 +61,7 @@ def settled(outputs):
     "Outputs as a screen shows them at the end: a progress bar in its last state."
     found = []
     for output in outputs:
+        if WIDGET in output.get('data', {}): continue       # menus need a kernel behind them; the pictures beside them stay
         if output['output_type']!='stream': found.append(output); continue
         last = found[-1] if found else {}
         if last.get('output_type')=='stream' and last['name']==output['name']: last['text'] += ''.join(output['text'])
