@@ -8,11 +8,12 @@ HIDDEN = '#| hide', '#| default_exp', '#| eval: false'
 
 
 def readme(notebook: Path) -> str:
-    "The notebook as Markdown: prose as it is, code as blocks, printed output below it."
+    "The notebook as Markdown: prose as it is, code as blocks, printed output below it; of cells marked `echo: false` what they show."
     parts = ['<!-- written from nbs/index.ipynb by .ci/readme.py; edit the notebook -->']
     for cell in json.loads(notebook.read_text(encoding='utf-8'))['cells']:
         source = ''.join(cell['source']).strip()
         if cell['cell_type']=='markdown': parts.append(source)
+        elif source.startswith('#| echo: false'): parts += [''.join(o['data']['text/markdown']).strip() for o in cell['outputs']]
         elif source and not source.startswith(HIDDEN):
             parts.append(f'```python\n{source}\n```')
             printed = ''.join(''.join(o.get('text') or o.get('data', {}).get('text/plain', '')) for o in cell['outputs']).rstrip()

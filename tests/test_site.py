@@ -219,11 +219,12 @@ def test_links_to_tests_lead_to_the_line(toy, tmp_path):
     (toy/'tests').mkdir()
     (toy/'tests/test_toy.py').write_text('import re\n\n\ndef test_double(): pass\n')
     (toy/'nbs/findings').mkdir()
-    (toy/'nbs/findings/01_all.ipynb').write_text(notebook(['# All\n> Of it.\n\n[checked](../../tests/test_toy.py#test_double), [toy](../00_toy.ipynb)']))
+    (toy/'nbs/findings/01_all.ipynb').write_text(notebook(['# All\n> Of it.\n\n[checked](../../tests/test_toy.py#test_double), [toy](../00_toy.ipynb), [next](02_next.ipynb)']))
+    (toy/'nbs/findings/02_next.ipynb').write_text(notebook(['# Next']))
     status, said = build(toy, tmp_path/'html')
     assert status==0, said
     html = (tmp_path/'html/findings/all.html').read_text(encoding='utf-8')
-    assert '/blob/main/tests/test_toy.py#L4"' in html and 'href="../toy.html"' in html and 'jupyter execute nbs/findings/01_all.ipynb' in plain(html)
+    assert '/blob/main/tests/test_toy.py#L4"' in html and 'href="../toy.html"' in html and 'href="next.html"' in html and 'jupyter execute nbs/findings/01_all.ipynb' in plain(html)
     (toy/'tests/test_toy.py').write_text('import re\n')
     status, said = build(toy, tmp_path/'html')
     assert status!=0 and 'test_double' in said

@@ -86,6 +86,7 @@ class Page:
         if 'hide' in marks or not source: return
         shown = dict(image=dict(alt=marks.get('fig-alt') or self.caption() or 'Figure drawn by the code above'))
         meta = dict(tags=list(cell['metadata'].get('tags', [])), mystnb=shown)
+        if marks.get('echo')=='false': meta['tags'].append('remove-input')
         if marks.keys() & EXPORTS:
             meta['tags'].append('exported')
             if only_imports(source):
@@ -130,7 +131,7 @@ def link_of(app, docname):
         root, parts = Path(app.config.book_root), [p for p in Path(path).parts if p not in ('.', '..', 'nbs')]
         page = Path(*parts[:-1], re.sub(r'^\d\d_', '', parts[-1])) if parts else Path()
         page = {'CHANGELOG.md': Path('changelog.md'), 'CITATION.cff': Path('cite.md')}.get(path.removeprefix('../'), page)
-        for page in (page, page.with_suffix('.md')):
+        for page in (page, page.with_suffix('.md'), Path(docname).parent/page):      # the last: a neighbour
             if (app.srcdir/page).is_file(): return f'/{page}{hash}{anchor}'
         file = next((f for f in (root/Path(*parts), root/'nbs'/Path(*parts)) if f.exists()), None)
         if file and file.suffix=='.py' and hash:            # a function of a test
