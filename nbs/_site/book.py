@@ -87,6 +87,9 @@ class Page:
         shown = dict(image=dict(alt=marks.get('fig-alt') or self.caption() or 'Figure drawn by the code above'))
         meta = dict(tags=list(cell['metadata'].get('tags', [])), mystnb=shown)
         if marks.get('echo')=='false': meta['tags'].append('remove-input')
+        if marks.get('code-fold')=='true':
+            meta['tags'].append('hide-input')
+            shown |= dict(code_prompt_show='Show the code', code_prompt_hide='Hide the code')
         if marks.keys() & EXPORTS:
             meta['tags'].append('exported')
             if only_imports(source):

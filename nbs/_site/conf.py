@@ -20,6 +20,7 @@ book_repository, book_branch = settings['git_url'], settings['branch']
 # notebooks keep the outputs they were saved with; nothing runs and nothing is fetched while building
 nb_execution_mode = 'off'
 nb_merge_streams = True
+nb_render_markdown_format = 'gfm'     # tables in computed markdown
 nb_ipywidgets_js = {}
 myst_enable_extensions = ['dollarmath', 'amsmath', 'html_image', 'deflist']
 myst_dmath_double_inline = True
