@@ -4,7 +4,7 @@ BIN := .venv/bin
 NB := $(BIN)/contrastive-nb
 DEMO := data/runs/demo
 
-.PHONY: help install demo test test-all lab docs bench sync clean
+.PHONY: help install hooks demo test test-all lab docs bench sync clean
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
@@ -14,7 +14,13 @@ install: .venv/.installed  ## install the package, editable, and all it needs in
 	@$(PYTHON) -m venv .venv || { echo "the venv module is missing; on Debian: apt-get install python3-venv"; exit 1; }
 	@echo "installing into .venv, this takes a minute or two"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@[ ! -e .git ] || $(MAKE) --no-print-directory hooks
 	@touch $@
+
+hooks:  ## git: keep notebooks clean when committed, merge them cell by cell (make install does it)
+	@git config contrastive-nb.bin '$(abspath $(BIN))'
+	@git config core.hooksPath .ci/hooks
+	@git config merge.nbdev-merge.driver '$(abspath $(BIN))/nbdev_merge %O %A %B %P'
 
 demo: install  ## the study in small: 4 losses x 3 batch sizes x 2 seeds on handwritten digits, with a report
 	$(NB) sweep nbs/experiments/pretrain.ipynb -g nbs/experiments/grids/demo.yaml -o $(DEMO) -j 2
