@@ -9,12 +9,16 @@ import xarray as xr
 
 from test_house import CHAPTERS, GROUND, NOTEBOOKS, ROOT
 
-TUTORIALS = [p for p in NOTEBOOKS if p.parent.name=='tutorials']
+TUTORIALS = [p for p in NOTEBOOKS if p.parent.name in ('tutorials', 'findings')]
 EXPERIMENTS = [p for p in NOTEBOOKS if p.parent.name=='experiments' and p.stem=='pretrain']   # the others: test_experiments.py
 RUN = 'import sys; from pathlib import Path; from nbdev.test import test_nb; ok, seconds = test_nb(Path(sys.argv[1]), skip_flags=["notest", "slow", "cuda"]); sys.exit(not ok)'
 
 
-@pytest.mark.parametrize('notebook', (*GROUND, *CHAPTERS, *TUTORIALS, ROOT/'nbs'/'index.ipynb'), ids=lambda p: p.stem)
+SLOW = 'sweep_on_a_cluster',   # starts a cluster and five commands
+MARKED = [pytest.param(p, id=p.stem, marks=pytest.mark.slow if p.stem.endswith(SLOW) else ()) for p in (*GROUND, *CHAPTERS, *TUTORIALS, ROOT/'nbs'/'index.ipynb')]
+
+
+@pytest.mark.parametrize('notebook', MARKED)
 def test_chapter(notebook):
     env = os.environ | dict(OMP_NUM_THREADS='1', MPLBACKEND='agg')
     done = subprocess.run([sys.executable, '-c', RUN, str(notebook)], cwd=notebook.parent, env=env, capture_output=True, text=True, timeout=300)
