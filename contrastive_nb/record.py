@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'LAYOUT', 'atomic', 'to_json', 'write_json', 'read_json', 'lock', 'is_locked', 'git_state', 'provenance',
-           'save_dataset', 'read_attrs', 'check_layout']
+           'save_dataset', 'one_at_a_time', 'read_attrs', 'check_layout']
 
 # %% ../nbs/record.ipynb #90c3e689
 import fcntl
@@ -127,7 +127,7 @@ def provenance(
                 device=device, system=f'{platform.system()} {platform.machine()}', cores=os.cpu_count(),
                 started=datetime.now(timezone.utc).isoformat(timespec='seconds'))
 
-# %% ../nbs/record.ipynb #127db9ea
+# %% ../nbs/record.ipynb #78d4c1f1
 LAYOUT = 1
 
 def save_dataset(
@@ -147,12 +147,17 @@ def save_dataset(
     packed = {k: dict(zlib=True, complevel=4, fletcher32=True) for k, v in ds.data_vars.items() if v.ndim and v.size and v.dtype.kind in 'fiu'}
     with atomic(path) as tmp: ds.to_netcdf(tmp, engine='netcdf4', encoding=packed)
 
+def one_at_a_time():
+    "The lock under which xarray calls the NetCDF library, which two threads can't be in at once."
+    from xarray.backends.netCDF4_ import NETCDF4_PYTHON_LOCK
+    return NETCDF4_PYTHON_LOCK
+
 def read_attrs(
     path,       # a netCDF file
 )->dict:
     "The attributes of a dataset, read without its arrays; an OSError if the file is damaged, a ValueError if its layout is newer than this code."
     import netCDF4
-    with netCDF4.Dataset(path) as nc: attrs = {name: nc.getncattr(name) for name in nc.ncattrs()}
+    with one_at_a_time(), netCDF4.Dataset(path) as nc: attrs = {name: nc.getncattr(name) for name in nc.ncattrs()}
     check_layout(attrs, path)
     return attrs
 

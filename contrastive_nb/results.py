@@ -6,7 +6,7 @@
 __all__ = ['OWN', 'LARGE', 'TOO_LARGE', 'ROUNDING', 'sort_coordinates', 'agreed', 'Run', 'as_run', 'read_run', 'combine',
            'run_states', 'other_runs', 'collect', 'compare', 'verify']
 
-# %% ../nbs/14_results.ipynb #99d548eb
+# %% ../nbs/14_results.ipynb #b37c0db3
 import json
 import math
 import os
@@ -21,7 +21,7 @@ import numpy as np
 import xarray as xr
 
 from .process import Warm
-from .record import check_layout, is_locked, read_json, to_json
+from .record import check_layout, is_locked, one_at_a_time, read_json, to_json
 from .sweep import as_recorded, read_state, run_one
 
 # %% ../nbs/14_results.ipynb #aedf7323
@@ -60,7 +60,7 @@ def agreed(
         return values[0] if all(v==values[0] for v in values) else 'differs between runs'
     return {k: entry([p.get(k) for p in protocols]) for k in dict.fromkeys(k for p in protocols for k in p)}
 
-# %% ../nbs/14_results.ipynb #5c6608f6
+# %% ../nbs/14_results.ipynb #3a4ad3ee
 @dataclass
 class Run:
     "What one run left: arrays stay in the file if `data` is empty."
@@ -87,7 +87,7 @@ def read_run(
 )->Run:
     "The run in a file, refused if its layout is newer than this code."
     import netCDF4
-    with netCDF4.Dataset(path) as nc:
+    with one_at_a_time(), netCDF4.Dataset(path) as nc:
         nc.set_auto_maskandscale(False)
         attrs = {k: nc.getncattr(k) for k in nc.ncattrs()}
         check_layout(attrs, path)
@@ -97,15 +97,20 @@ def read_run(
             a = {k: v.getncattr(k) for k in v.ncattrs()}
             named |= set(a.pop('coordinates', '').split())
             if not a.keys() <= _PLAIN or v.dtype!=str and v.dtype.kind not in 'fiu' or v.dtype!=str and v.dtype.kind!='f' and '_FillValue' in a or 'since' in str(a.get('units', '')):
-                with xr.open_dataset(path, engine='netcdf4') as ds: return as_run(ds, path)
+                break
             a.pop('_FillValue', None)
             found[name] = v.dimensions, v.shape, np.dtype(object) if v.dtype==str else v.dtype, a, v
-        scalars = {k for k, v in found.items() if k in named and not v[0]}
-        along = {k for k, v in found.items() if v[0]==(k,)}
-        rest = {k: v for k, v in found.items() if k not in scalars | along}
-        def value(v): return x.item() if hasattr(x := v.getValue(), 'item') else x
-        return Run({k: value(found[k][4]) for k in scalars}, {k: found[k][4][...] for k in along}, {k: v[:4] for k, v in rest.items()}, {k for k in rest if k in named},
-                   {k: np.asarray(v[4][...]) for k, v in rest.items()} if arrays else {}, attrs, str(path))
+        else: return _run(found, named, attrs, arrays, path)
+    with xr.open_dataset(path, engine='netcdf4') as ds: return as_run(ds, path)   # packed values, dates and the like
+
+def _run(found, named, attrs, arrays, path)->Run:
+    "The run of an open file whose variables need no decoding."
+    scalars = {k for k, v in found.items() if k in named and not v[0]}
+    along = {k for k, v in found.items() if v[0]==(k,)}
+    rest = {k: v for k, v in found.items() if k not in scalars | along}
+    def value(v): return x.item() if hasattr(x := v.getValue(), 'item') else x
+    return Run({k: value(found[k][4]) for k in scalars}, {k: found[k][4][...] for k in along}, {k: v[:4] for k, v in rest.items()}, {k for k in rest if k in named},
+               {k: np.asarray(v[4][...]) for k, v in rest.items()} if arrays else {}, attrs, str(path))
 
 # %% ../nbs/14_results.ipynb #e61e75e7
 @dataclass
