@@ -261,7 +261,7 @@ def inject(
     nb.nbformat, nb.nbformat_minor = 4, 5
     return nb
 
-# %% ../nbs/13_sweep.ipynb #e5576769
+# %% ../nbs/13_sweep.ipynb #3c607282
 ENGINES = 'warm', 'papermill'
 _TOOLS = ('papermill', 'papermill.clientwrap', 'jupyter_client.provisioning', 'ipykernel.kernelapp', 'ipykernel.debugger', 'tornado.platform.asyncio', 'sqlite3',
           'IPython.core.completerlib', 'IPython.core.debugger', 'IPython.core.oinspect', 'IPython.core.logger', 'IPython.extensions.storemagic', 'netCDF4')
@@ -348,15 +348,19 @@ def _execute(nb, output, engine, cwd)->tuple[str|None, bool]:
         except pm.PapermillExecutionError as e: return f'{e.ename}: {e.evalue}'[:4000], False
         except DeadKernelError:
             code = died()
-            if not isinstance(code, bool) and code<0: return f'the kernel was killed by signal {-code} ({signal.Signals(-code).name})', -code in _OUTSIDE
+            if not isinstance(code, bool) and code<0: return 'the kernel was ' + _killed(-code), -code in _OUTSIDE
             return f'the kernel ended with exit code {int(code)}', False
         finally:
             if manager.has_kernel: asyncio.run(manager.shutdown_kernel(now=False))
     finally: shutil.rmtree(folder, ignore_errors=True)
 
-_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT}   # signals that come from outside, such as from a kernel out of memory
+_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT}   # signals that come from outside
 
-# %% ../nbs/13_sweep.ipynb #5b0d38e6
+def _killed(number:int)->str:
+    "What a signal did, in words, and what helps."
+    return f'killed by signal {number} ({signal.Signals(number).name})' + ('; a system that is out of memory does this: lower jobs, or what the run needs' if number==signal.SIGKILL else '')
+
+# %% ../nbs/13_sweep.ipynb #8d43e4c5
 def _now()->str: return datetime.now(timezone.utc).isoformat(timespec='seconds')
 
 def _run(task:dict)->dict:
@@ -375,7 +379,7 @@ def _run_locked(task, folder, values):
     for left in folder.glob('.*.tmp*'): left.unlink()
     if os.fstat(1).st_size: os.ftruncate(1, 0)   # the log of an earlier attempt
     attempts = read_state(folder).get('attempts', 0) + 1
-    if (folder/'result.nc').exists(): os.replace(folder/'result.nc', folder/f'set-aside-{attempts}.nc')
+    _set_aside(folder, attempts)
     nb = read_notebook(task['notebook'])
     origin = provenance(git=task['git'])
     del origin['device'], origin['started']   # the result knows its device; times stand in the state
@@ -383,12 +387,19 @@ def _run_locked(task, folder, values):
                                        engine=task['engine'], started=_now(), provenance=origin))
     began, output = time.perf_counter(), folder/'.notebook.tmp.ipynb'
     error, outside = _execute(inject(nb, values | {RUNNER: str(folder)}), output, task['engine'], task['cwd'])
-    state = _conclude(folder, values, error or 'the notebook ended without a result for these parameters', time.perf_counter()-began)
+    state = _conclude(folder, values, error or 'the notebook ended without a result for these parameters', time.perf_counter()-began, wrong=bool(error) and not outside)
     return state | dict(outside=outside)
 
-def _conclude(folder, values, error=None, seconds=None)->dict:
-    "Write down how a run has ended: done if its result stands there, else failed with `error`."
+def _set_aside(folder, attempt:int)->None:
+    "Give a result that doesn't count a name of its own."
+    if not (folder/'result.nc').exists(): return
+    names = (folder/f'set-aside-{n}.nc' for n in itertools.count(attempt))
+    os.replace(folder/'result.nc', next(name for name in names if not name.exists()))
+
+def _conclude(folder, values, error=None, seconds=None, wrong=False)->dict:
+    "Write down how a run has ended: done if its result stands there and the notebook did nothing `wrong` after it, else failed with `error`."
     state, before = read_state(folder), read_state(folder)
+    if wrong and state.get('state')!='done': _set_aside(folder, state.get('attempts', 1))
     done = is_done(folder, values)
     state |= dict(state='done' if done else 'interrupted' if error==_INTERRUPTED else 'failed', parameters=values, error=None if done else error, finished=state.get('finished') if state.get('state')=='done' else _now())
     if seconds is not None: state['seconds'] = round(seconds, 3)
@@ -415,7 +426,7 @@ def _keep_notebook(folder)->None:
         with atomic(folder/'notebook.ipynb') as tmp: nbformat.write(nb, tmp)
     written.unlink(missing_ok=True)
 
-# %% ../nbs/13_sweep.ipynb #b5d20ae4
+# %% ../nbs/13_sweep.ipynb #a9896b11
 ATTEMPTS = 3   # of a run that something outside has ended
 
 _warm, _warm_lock = {}, threading.Lock()
@@ -466,27 +477,33 @@ def run_one(
         if state['state']=='unwritable': raise OSError(state['error'])
         return state
     error = (_INTERRUPTED if ended.why=='stopped' else f'over its time limit of {timeout:g} s' if ended.why=='timeout' else
-             f'its process was killed by signal {-ended.code} ({signal.Signals(-ended.code).name})' if ended.why=='killed' else
+             'its process was ' + _killed(-ended.code) if ended.why=='killed' else
              (ended.log.strip().splitlines() or ['no word'])[-1] + f' (its process {"was lost" if ended.why=="lost" else "crashed"})')
     patience = time.monotonic() + 10   # the rest of the killed group may take a moment to end
     while (held := lock(folder/'.lock')) is None and time.monotonic()<patience: time.sleep(.02)
     if held is None: return dict(state='elsewhere', attempts=read_state(folder).get('attempts', 0))
-    try: return _conclude(folder, values, error)
+    try: return _conclude(folder, values, error, wrong=ended.why=='timeout')
     finally: os.close(held)
 
-# %% ../nbs/13_sweep.ipynb #e01399e9
+# %% ../nbs/13_sweep.ipynb #25025e66
 def visible_gpus()->list[str]:
     "The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."
     named = os.environ.get('CUDA_VISIBLE_DEVICES')
     if named is not None: return [name.strip() for name in named.split(',') if name.strip()]
     return [str(i) for i in range(len(list(Path('/dev').glob('nvidia[0-9]*'))))]
 
+def _enough_gpus(n:int)->int:
+    "How many GPUs there are, if `n` are."
+    names = visible_gpus()
+    if n>len(names): raise ValueError(f"a run is to have {n} GPUs, this machine has {len(names)}" + (f" ({', '.join(names)})" if names else ''))
+    return len(names)
+
 @contextlib.contextmanager
 def _own_gpus(n:int):
     "Hold `n` GPUs, waiting until they are free; the environment that shows them to a run."
     if not n: yield {}; return
     names = visible_gpus()
-    if n>len(names): raise ValueError(f"a run is to have {n} GPUs, this machine has {len(names)}" + (f" ({', '.join(names)})" if names else ''))
+    _enough_gpus(n)
     folder = Path(tempfile.gettempdir())/f'contrastive-nb-gpus-{os.getuid()}'
     folder.mkdir(mode=0o700, exist_ok=True)
     held = {}
@@ -610,7 +627,7 @@ class Progress:
         if self.show and self.kind=='terminal': print('\r' + ' '*self.width + '\r', end='', file=self.stream)
         print(text, file=self.stream, flush=True)
 
-# %% ../nbs/13_sweep.ipynb #07ea5b85
+# %% ../nbs/13_sweep.ipynb #6f8cfa6b
 def dask_executor(
     scheduler:str,           # 'tcp://host:port', or the file that `dask scheduler --scheduler-file` writes
     *, gpus:int=0,           # GPUs of a run, counted as the workers' resource GPU
@@ -666,7 +683,7 @@ def sweep(
     runs = plan(notebook, points, out)
     local = executor is None
     threads = max(1, _cores()//jobs) if local else None
-    if local and gpus: jobs = min(jobs, max(1, len(visible_gpus())//gpus))
+    if local and gpus: jobs = min(jobs, _enough_gpus(gpus)//gpus)
     try:
         states = {folder: _mark_done(folder, values) for folder, values in runs.items() if is_done(folder, values)}
         waiting = {folder: values for folder, values in runs.items() if folder not in states}

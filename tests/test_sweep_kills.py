@@ -103,7 +103,7 @@ def test_power_cut_around_the_rename_of_a_result(tmp_path, where):
 def test_a_killed_kernel_is_tried_again_and_not_for_ever(tmp_path):
     once = f'import os, pathlib\nmark = pathlib.Path({str(tmp_path)!r})/"mark"\nif n==1 and not mark.exists(): mark.touch(); os.kill(os.getpid(), 9)\nif n==2: os.kill(os.getpid(), 9)'
     code, out, _ = call('sweep', toy(tmp_path, once), '-g', grid_file(tmp_path, product=dict(n=[1, 2])), '-o', tmp_path/'out')
-    assert code==1 and '1 of 2 runs done' in out and 'the kernel was killed by signal 9 (SIGKILL)' in out
+    assert code==1 and '1 of 2 runs done' in out and 'the kernel was killed by signal 9 (SIGKILL); a system that is out of memory does this: lower jobs' in out
     assert sorted((s['state'], s['attempts']) for s in states(tmp_path/'out').values())==[('done', 2), ('failed', 3)]
 
 
@@ -116,6 +116,37 @@ def test_what_the_notebook_did_is_final(tmp_path, code, says, engine):
     assert status==1 and says in out and 'Traceback' not in out + err, (out, err)
     state, = states(tmp_path/'out').values()
     assert (state['state'], state['attempts'])==('failed', 1)
+
+
+@pytest.mark.parametrize('engine', ['warm', 'papermill'])
+def test_a_result_does_not_count_if_a_later_cell_fails(tmp_path, engine):
+    "What the notebook wrote is kept under another name, nobody counts it, and the next start runs the notebook again."
+    answer = f'import pathlib\nif not pathlib.Path({str(tmp_path/"known")!r}).exists(): raise ValueError("first line\\nno answer")'
+    again = 'sweep', toy(tmp_path, after=[answer]), '-g', grid_file(tmp_path, product=dict(n=[2])), '-o', tmp_path/'out', '--engine', engine
+    for attempt in 1, 2:
+        status, out, err = call(*again)
+        assert status==1 and '0 of 1 runs done' in out and 'no answer' in out, (out, err)
+        state, = states(tmp_path/'out').values()
+        assert (state['state'], state['attempts'], state['error'].splitlines()[-1])==('failed', attempt, 'no answer')
+        folder, = (tmp_path/'out').glob('toy-*')
+        assert [p.name for p in sorted(folder.glob('*.nc'))]==[f'set-aside-{k}.nc' for k in range(1, attempt+1)]
+    assert '1 failed' in call('status', tmp_path/'out')[1] and 'holds no finished run' in call('collect', tmp_path/'out')[2]
+    (tmp_path/'known').touch()
+    assert call(*again)[0]==0 and xr.load_dataset(folder/'result.nc').square.item()==4
+    assert next(iter(states(tmp_path/'out').values()))['attempts']==3
+
+
+@pytest.mark.parametrize('after, says', [('import sys; sys.exit(3)', 'SystemExit: 3'), ('import os; os._exit(3)', 'exit code 3'), ('import os; os.abort()', 'signal 6 (SIGABRT)'), ('while True: pass', 'over its time limit of 5 s')])
+def test_other_ways_to_fail_after_the_result(tmp_path, after, says):
+    status, out, err = call('sweep', toy(tmp_path, after=[after]), '-g', grid_file(tmp_path, product=dict(n=[1])), '-o', tmp_path/'out', '--timeout', 5)
+    assert status==1 and says in out and not list((tmp_path/'out').glob('*/result.nc')) and len(list((tmp_path/'out').glob('*/set-aside-1.nc')))==1, (out, err)
+
+
+def test_a_kill_after_the_result_takes_nothing_from_it(tmp_path):
+    "Nothing was wrong with the notebook: its dataset is whole, and it isn't made a second time."
+    status, out, err = call('sweep', toy(tmp_path, after=['import os; os.kill(os.getpid(), 9)']), '-g', grid_file(tmp_path, product=dict(n=[1])), '-o', tmp_path/'out')
+    state, = states(tmp_path/'out').values()
+    assert status==0 and (state['state'], state['attempts'])==('done', 1), (out, err)
 
 
 @pytest.mark.parametrize('engine', ['warm', 'papermill'])

@@ -19,11 +19,11 @@ SAVE = ('import json\nimport numpy as np\nimport xarray as xr\nfrom contrastive_
         'save_dataset(ds, f"{out}/result.nc", parameters=values, axes=["n"], experiment="toy")')
 
 
-def toy(folder, *code, parameters='n = 1\nout = ""', name='toy.ipynb', save=SAVE):
-    "A notebook that executes `code` and saves a dataset; its path."
+def toy(folder, *code, parameters='n = 1\nout = ""', name='toy.ipynb', save=SAVE, after=()):
+    "A notebook that executes `code`, saves a dataset and executes `after`; its path."
     names = [line.split('=')[0].split(':')[0].strip() for line in parameters.splitlines() if line.split('=')[0].split(':')[0].strip()!='out']
     cells = [nbformat.v4.new_code_cell(parameters, metadata=dict(tags=['parameters'])), *map(nbformat.v4.new_code_cell, code),
-             nbformat.v4.new_code_cell(save.replace('PARAMETERS', repr(names)))]
+             nbformat.v4.new_code_cell(save.replace('PARAMETERS', repr(names))), *map(nbformat.v4.new_code_cell, after)]
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(display_name='Python 3', language='python', name='python3'))), Path(folder)/name)
     return Path(folder)/name
 
