@@ -175,3 +175,6 @@ def info():
     rows = dict(versions=', '.join(f'{k} {v}' for k, v in origin['versions'].items()), device=origin['device'], commit=origin['commit'] or 'none',
                 losses=', '.join(LOSSES), kernels=', '.join(KERNELS), datasets=', '.join([*DATASETS, 'folder:PATH']), views=', '.join(VIEWS), encoders=', '.join(ENCODERS))
     for name, text in rows.items(): click.echo(f'{name:9} {text}')
+
+# %% ../nbs/16_cli.ipynb #a62eb357
+if __name__=='__main__' and '__file__' in globals(): main()

@@ -164,6 +164,13 @@ def test_a_failing_run_is_told_and_does_not_stop_the_others(tmp_path):
     assert code==0 and '1 absent' in text
 
 
+def test_the_module_is_a_program():
+    "As `torchrun -m contrastive_nb.cli` and `python -m contrastive_nb.cli` start it."
+    def run(*words): return subprocess.run([sys.executable, '-m', 'contrastive_nb.cli', *words], capture_output=True, text=True, cwd=ROOT)
+    assert (done := run('--help')).returncode==0 and 'python -m contrastive_nb.cli' in done.stdout and all(name in done.stdout for name in main.commands), done
+    assert (done := run('collect', 'nowhere')).returncode==2 and done.stderr=='contrastive-nb: there is no sweep in nowhere\n'
+
+
 def test_info_lists_what_parameters_may_name():
     code, text = call('info')
     assert code==0 and all(name in text for name in ('dhel', 'gaussian', 'digits', 'resnet18', 'folder:PATH'))
