@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['main', 'run', 'sweep', 'status', 'collect', 'verify', 'report', 'info']
 
-# %% ../nbs/16_cli.ipynb #3dee884e
+# %% ../nbs/16_cli.ipynb #f471adc1
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import click
@@ -31,7 +32,7 @@ class _Group(click.Group):
 def main():
     """Run experiment notebooks, sweep them over grids, and turn what they measured into one dataset and a report."""
 
-# %% ../nbs/16_cli.ipynb #192f0321
+# %% ../nbs/16_cli.ipynb #a20960b0
 _params = click.option('-p', '--parameter', 'parameters', nargs=2, multiple=True, metavar='NAME VALUE',
                        help='Set a parameter of the notebook; repeat for more. NAME.KEY sets one entry of a dict.')
 _timeout = click.option('--timeout', type=click.FloatRange(min=0, min_open=True), help='Seconds that a run may take; then it is killed with all it started.')
@@ -102,7 +103,7 @@ def sweep(notebook, grid_file, out, jobs, timeout, engine, gpus, scheduler, dry_
 @click.option('--json', 'as_json', is_flag=True, help='Print one JSON object, for machines.')
 def status(folder, as_json):
     """Say how the runs of a sweep stand: done, running, failed or absent, when begun, how long, and the last line of an error."""
-    from contrastive_nb.results import other_runs, run_states
+    from contrastive_nb.results import made_by, other_runs, run_states
     states, others = run_states(folder), other_runs(folder)
     count = {kind: sum(s['state']==kind for s in states.values()) for kind in ('done', 'running', 'failed', 'absent')}
     if as_json: click.echo(json.dumps(dict(count=count, runs=states, earlier=others), indent=1)); return
@@ -110,6 +111,8 @@ def status(folder, as_json):
         began, seconds = str(s.get('started') or '')[:19].replace('T', ' '), f"{s['seconds']:.1f} s" if 'seconds' in s and s['state'] in ('done', 'failed') else ''
         click.echo(f"{s['state']:8}{began:>20}{seconds:>11}  {name}  {_last_line(s)[:120]}".rstrip())
     click.echo(', '.join(f'{n} {kind}' for kind, n in count.items() if n) + (f'; {len(others)} done of an earlier grid or notebook' if others else ''))
+    codes = made_by([s.get('provenance', {}) for s in states.values() if s['state']=='done'])
+    if len(codes)>1: click.echo(f"note: the runs were made by different code: {', '.join(f'{name}: {n}' for name, n in codes.items())}")
 
 @main.command()
 @click.argument('folders', metavar='FOLDER...', nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -119,10 +122,12 @@ def status(folder, as_json):
 def collect(folders, out, flat, earlier):
     """Put all finished runs of one or more sweeps into one dataset with named axes, netCDF or Zarr."""
     from contrastive_nb.record import save_dataset
-    from contrastive_nb.results import collect
+    from contrastive_nb.results import MixedCode, collect
     out = out or folders[0]/'results.nc'
     if out.suffix not in ('.nc', '.zarr'): raise ValueError(f"the dataset's name must end in .nc or .zarr, got {out}")
-    ds = collect(folders, flat=flat, earlier=earlier)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', MixedCode)   # said below, with everything else in which they differ
+        ds = collect(folders, flat=flat, earlier=earlier)
     save_dataset(ds, out)
     sizes = ', '.join(f'{d} {n}' for d, n in ds.sizes.items())
     click.echo(f"{ds.attrs['n_runs']} runs in {out} ({sizes})" + (f"; {ds.attrs['n_absent']} absent" if ds.attrs['n_absent'] else ''))

@@ -7,7 +7,7 @@ __all__ = ['VARIABLES', 'AXES', 'Parameters', 'Config', 'Data', 'prepare', 'shuf
            'pretrain', 'features', 'probe', 'as_dataset', 'device_name', 'run_folder', 'save_run', 'Verdict', 'near',
            'theory_dataset', 'verdict_table', 'minimise']
 
-# %% ../nbs/12_experiment.ipynb #ad2bb0cb
+# %% ../nbs/12_experiment.ipynb #5615a87d
 import hashlib
 import json
 import math
@@ -129,12 +129,17 @@ class Config(Parameters):
         if device.type=='cuda' and not torch.cuda.is_available(): raise ValueError(f"device is {self.device!r}, but this machine has no GPU that PyTorch can use")
         return device
 
-# %% ../nbs/12_experiment.ipynb #f9ccdc55
+# %% ../nbs/12_experiment.ipynb #8547b48e
 @dataclass(frozen=True)
 class Data:
     "Training and test images on the device."
     train:Images
     test:Images
+
+    @property
+    def sources(self)->dict[str, str]:
+        "What was loaded -> hash of its content."
+        return dict(s.rsplit(' ', 1) for s in {images.source: None for images in (self.train, self.test)})
 
 def prepare(
     config:Config,
@@ -226,7 +231,7 @@ def probe(
     sets = train_h, data.train.y, test_h, data.test.y
     return dict(knn_accuracy=knn(*sets, k=config.knn_k, temperature=config.knn_temperature), probe_accuracy=linear_probe(*sets))
 
-# %% ../nbs/12_experiment.ipynb #3504702c
+# %% ../nbs/12_experiment.ipynb #4adf03d4
 VARIABLES = dict(   # name -> (long name, units)
     train_loss=('training loss', '1'), alignment=('alignment', '1'), uniformity=('uniformity', '1'), wasserstein=('Wasserstein distance to uniform', '1'),
     effective_rank=('effective rank of the embeddings', '1'), rank=('rank of the embeddings', '1'), feature_effective_rank=('effective rank of the features', '1'), positive_cosine=('mean cosine of positives', '1'),
@@ -278,11 +283,13 @@ def save_run(
     config:Parameters,
     started:float,           # time.time() when the notebook began
     question:str='',         # what the experiment asks, for the head of a report
+    data:Data|None=None,     # what it was trained and measured on
 )->Path:
-    "Write the run's result.nc, with parameters, origin and time taken."
+    "Write the run's result.nc, with parameters, hashes of the data, origin and time taken."
     origin = provenance(device_name(config.torch_device), project_root())
     code = read_json(Path(folder)/'run.json').get('code', '')   # a runner wrote it there
-    save_dataset(ds, path := Path(folder)/'result.nc', experiment=experiment, notebook=code, question=question, parameters=config.model_dump(), run_seconds=round(time.time()-started, 2), **origin)
+    save_dataset(ds, path := Path(folder)/'result.nc', experiment=experiment, notebook=code, question=question, parameters=config.model_dump(), run_seconds=round(time.time()-started, 2),
+                 **(dict(data=data.sources) if data else {}), **origin)
     return path
 
 # %% ../nbs/12_experiment.ipynb #0324bdaf

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUFFIXES', 'KEPT', 'DATASETS', 'Images', 'one_of', 'is_test', 'digits', 'resize', 'folder_splits', 'image_header',
            'decode', 'source_key', 'read_kept', 'keep', 'load_folder', 'open_public', 'cifar10', 'cifar100',
-           'fashion_mnist', 'stl10', 'unpack', 'cifar10_jpeg', 'load_images', 'check_images']
+           'fashion_mnist', 'stl10', 'unpack', 'cifar10_jpeg', 'load_images', 'content_hash', 'check_images']
 
 # %% ../nbs/05_images.ipynb #394b677f
 import hashlib
@@ -25,7 +25,7 @@ from torch.nn.functional import interpolate
 from tqdm import tqdm
 from .record import atomic
 
-# %% ../nbs/05_images.ipynb #44a3ed67
+# %% ../nbs/05_images.ipynb #f026b435
 @dataclass(frozen=True, eq=False, repr=False)
 class Images:
     "Images, their labels and the names of their classes."
@@ -33,6 +33,7 @@ class Images:
     y:Tensor                 # (N,) int64, an index into `classes`; -1 where there is no label
     classes:tuple[str, ...]  # names in label order
     name:str                 # what the dataset was asked for as
+    source:str = ''          # name, split and size that were asked for, and a hash of all that came; '' for images made by hand
 
     def __post_init__(self):
         x, y = self.x, self.y
@@ -291,7 +292,7 @@ def stl10(split:str, root:str|Path, download:bool=True, size:int|None=None)->Ima
     data = open_public('STL10', root, download=download, split=one_of(split, 'train', 'test', 'unlabeled'))
     return Images(torch.from_numpy(data.data).contiguous(), torch.from_numpy(data.labels).long(), tuple(data.classes), 'stl10')
 
-# %% ../nbs/05_images.ipynb #fccaa004
+# %% ../nbs/05_images.ipynb #69da8a65
 def unpack(
     archive:Path, # a tar file, packed or not, of class folders
     folder:Path,  # what it becomes
@@ -336,7 +337,15 @@ def load_images(
     elif name in DATASETS: images = DATASETS[name](split, root, download, size)
     else: raise ValueError(f"load_images: the dataset must be one of {', '.join(DATASETS)} or folder:PATH, got {name!r}")
     if size is not None and images.x.shape[2:]!=(size, size): images = replace(images, x=resize(images.x, size))
-    return images.to(device)
+    return replace(images, source=' '.join([name, split, *([f'{size}px'] if size else []), content_hash(images)])).to(device)
+
+def content_hash(
+    images:Images, # on the CPU
+)->str:            # 64 digits
+    "A hash of pixels, labels and names of classes, in their order."
+    content = hashlib.sha256(repr((images.x.shape, images.classes)).encode())
+    for t in images.x, images.y: content.update(t.contiguous().numpy())
+    return content.hexdigest()
 
 # %% ../nbs/05_images.ipynb #5d34d6b8
 def check_images(
