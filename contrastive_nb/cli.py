@@ -32,7 +32,7 @@ class _Group(click.Group):
 def main():
     """Run experiment notebooks, sweep them over grids, and turn what they measured into one dataset and a report."""
 
-# %% ../nbs/16_cli.ipynb #a20960b0
+# %% ../nbs/16_cli.ipynb #ae844252
 _params = click.option('-p', '--parameter', 'parameters', nargs=2, multiple=True, metavar='NAME VALUE',
                        help='Set a parameter of the notebook; repeat for more. NAME.KEY sets one entry of a dict.')
 _timeout = click.option('--timeout', type=click.FloatRange(min=0, min_open=True), help='Seconds that a run may take; then it is killed with all it started.')
@@ -158,11 +158,12 @@ def verify(folder, timeout, engine):
 def report(results, out, title):
     """Print the table of a collected dataset and write a self-contained HTML page with figures and verdicts."""
     import xarray as xr
-    from contrastive_nb.analysis import TABLE, judge, readable, report, summary
+    from contrastive_nb.analysis import judge, readable, report, summary, tabled, theorems
     if not results.is_file(): raise FileNotFoundError(f"there is no dataset {results}")
     try: ds = xr.load_dataset(results, engine='netcdf4')
     except (OSError, ValueError) as error: raise ValueError(f"{results} is no readable netCDF dataset: {error}") from None
-    click.echo(readable(summary(ds, [n for n in TABLE if n in ds] or list(ds.data_vars))).to_string())
+    if names := tabled(ds): click.echo(readable(summary(ds, names)).to_string())
+    for row in theorems(ds).to_dict('records'): click.echo(f"{row['verdict']:>13}: {row['claim']}: {row['measured']} (allowed {row['allowed']}; {row['kind']}, in {row['holds in']} runs)")
     for row in judge(ds).to_dict('records'): click.echo(f"{row['verdict']:>13}: {row['quantity']} {row['claim']} ({row['mean difference']}; {row['agree']})")
     click.echo(f"report: {report(ds, out or results.with_suffix('.html'), title)}")
 

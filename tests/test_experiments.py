@@ -1,4 +1,5 @@
 "The theory notebooks without training at reduced size: what its dataset says, what it refuses, and that a theorem that fails fails the run."
+import html
 import json
 from pathlib import Path
 
@@ -6,7 +7,9 @@ import nbformat
 import numpy as np
 import pytest
 import xarray as xr
+from click.testing import CliRunner
 
+from contrastive_nb.cli import main
 from contrastive_nb.results import collect
 from contrastive_nb.sweep import check_points, declared, read_grid, read_notebook, resolve, run_one, sweep
 
@@ -114,3 +117,9 @@ def test_a_sweep_is_collected_along_its_axes(tmp_path):
     ds = collect(tmp_path)
     assert ds.sizes['seed']==2 and ds.attrs['n_absent']==0 and (ds.margin>=0).all()
     assert not np.array_equal(*ds.expected_loss.sel(objective='infonce'))
+    said = [CliRunner().invoke(main, words) for words in (['collect', str(tmp_path)], ['report', str(tmp_path/'results.nc')])]
+    assert [s.exit_code for s in said]==[0, 0], said
+    page = (tmp_path/'results.html').read_text()
+    assert 'Claims and what was measured' in page and ds.attrs['question'] in page and all(str(name) in page for name in ds.data_vars if name not in ('measured', 'low', 'high', 'margin'))
+    for claim in ds.claim.values: assert f'holds: {claim}: ' in said[1].output and html.escape(claim).replace('&#x27;', '&#39;').replace('&quot;', '&#34;') in page
+    assert said[1].output.count('in 2 of 2 runs')==ds.sizes['claim'] and 'does not hold' not in said[1].output

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from contrastive_nb.analysis import report, theorems
 from contrastive_nb.results import combine
 from contrastive_nb.sweep import declared, is_done, plan, read_grid, read_notebook, resolve, sweep
 
@@ -67,6 +68,11 @@ def test_seeds_become_an_axis(name, toy, tmp_path):
     both = combine([ds, other])
     assert both.sizes['seed']==2 and both.margin.notnull().all() and list(both.claim.values)==list(ds.claim.values)
     assert any(not np.array_equal(ds[v], other[v], equal_nan=True) for v in ds.data_vars)
+    table = theorems(both).set_index('claim')                                   # and its report shows what held
+    assert set(table.index)==set(both.claim.values) and (table.verdict[table.kind=='proven']=='holds').all() and (table.kind=='expected').any()
+    assert ((table.verdict=='holds')==(both.margin>=0).all([d for d in both.margin.dims if d!='claim']).to_series()[table.index]).all()
+    page = report(both, tmp_path/'report.html').read_text()
+    assert page.count('<td class="holds">')==(table.verdict=='holds').sum() and page.count('<td class="does">does not hold')==(table.verdict!='holds').sum()
 
 
 @pytest.mark.parametrize('name', TOY)
