@@ -46,7 +46,7 @@ def _few(names)->str:
     names = sorted(names)
     return ', '.join(names[:3]) + (f' and {len(names)-3} more' if len(names)>3 else '')
 
-# %% ../nbs/checkpoint.ipynb #9894a07f
+# %% ../nbs/checkpoint.ipynb #d1f632b5
 STATE = 'model', 'optimizer', 'generator', 'training', 'history', 'torch'
 
 def save_checkpoint(
@@ -73,8 +73,11 @@ def load_checkpoint(path, *, model:nn.Module, optimizer:torch.optim.Optimizer, g
     if changed: raise ValueError(f"load_checkpoint: {path} belongs to another training: {'; '.join(changed)}; remove it to start anew")
     if state['torch']!=torch.__version__.split('+')[0]: warnings.warn(f"{path} was written by PyTorch {state['torch']}; with {torch.__version__} the result may differ in the last digits")
     load_into(model, state['model'], path)
-    optimizer.load_state_dict(state['optimizer'])
-    generator.set_state(state['generator'])
+    try:
+        optimizer.load_state_dict(state['optimizer'])
+        generator.set_state(state['generator'])
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"load_checkpoint: optimiser and generator of {path} must fit this training, got {type(error).__name__}: {error}; remedy: remove it to start anew") from error
     return state['history']
 
 def read_checkpoint(

@@ -191,7 +191,7 @@ def fit(
             bar.set_postfix(loss=f"{row['train_loss']:.4f}")
     return history
 
-# %% ../nbs/09_train.ipynb #60e41cdd
+# %% ../nbs/09_train.ipynb #38448eb5
 def backward(
     encode:Callable, # images -> (h, z)
     loss:Callable,   # (z1, z2) -> scalar
@@ -221,7 +221,7 @@ def over_processes(model:nn.Module, loss:Callable, compute:Compute, device:torch
 def describe(images:Tensor, loss:Callable, views:Callable, recipe:Recipe, compute:Compute, seed:int)->dict:
     "What a training is, as plain values: whatever makes its numbers what they are, but for the model."
     def name(f): return repr(f) if is_dataclass(f) else getattr(f, 'label', getattr(f, '__qualname__', type(f).__name__))
-    return asdict(recipe) | asdict(compute) | dict(loss=name(loss), views=name(views), seed=seed, processes=rank_and_size()[1], images=list(images.shape), pixels=images.sum(dtype=torch.int64).item())
+    return asdict(recipe) | asdict(compute) | dict(loss=name(loss), views=name(views), seed=seed, processes=rank_and_size()[1], device=images.device.type, images=list(images.shape), pixels=images.sum(dtype=torch.int64).item())
 
 def seed_global(device:torch.device, seed:int)->None:
     "Seed the global generators of the CPU and of `device`, and no others."
