@@ -1,14 +1,19 @@
 """Bad requests, bad files, bad times: each has one defined outcome, no done run is lost and none is counted that is not done.
 
 The numbers are those of the list of bad inputs: 41-45 and 60 (kills and signals) stand in test_sweep_kills, the rest here."""
+import io
 import json
 import math
 import os
+import pickle
+import random
 import shutil
 import subprocess
 import sys
+import tarfile
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import nbformat
@@ -17,12 +22,20 @@ import pytest
 import torch
 import xarray as xr
 from click.testing import CliRunner
+from PIL import Image
 
+from contrastive_nb.checkpoint import load_checkpoint, read_checkpoint
 from contrastive_nb.cli import main
+from contrastive_nb.encoders import make_encoder
+from contrastive_nb.experiment import Config, prepare
+from contrastive_nb.images import load_images
+from contrastive_nb.losses import DHEL
+from contrastive_nb.optim import Recipe
 from contrastive_nb.record import LAYOUT, lock, read_json, save_dataset, to_json, write_json
-from contrastive_nb.results import collect, other_runs, run_states, verify
+from contrastive_nb.results import MixedCode, collect, other_runs, run_states, verify
 from contrastive_nb.sweep import grid, sweep
-from contrastive_nb.checkpoint import load_checkpoint
+from contrastive_nb.train import fit
+from contrastive_nb.views import VIEWS
 from toys import ROOT, SAVE, call, command, grid_file, start, states, toy, wait_for
 
 
@@ -119,7 +132,6 @@ def test_values_arrive_unchanged(tmp_path):
     path = toy(tmp_path, dump, parameters=declare, save=SAVE)
     (folder, state), = sweep(path, [HARD], tmp_path/'out {x} é', progress=False).items()
     assert state['state']=='done', state
-    import pickle
     got = pickle.loads((tmp_path/'got').read_bytes())
     meant = HARD | dict(small=float(np.float32(.1)), whole=7, flag=False, pair=[1, 2], path='a/b')
     assert to_json(got)==to_json(meant) and {k: type(v) for k, v in got.items()}=={k: type(v) for k, v in meant.items()}
@@ -222,6 +234,64 @@ def test_a_moved_folder(tmp_path):
     assert not [p for p in content(tmp_path/'moved').items() if str(tmp_path).encode() in p[1]]   # no file says where it was
 
 
+def pictures(folder, kinds='ab', n=10, shape=(8, 8), splits=('',)):
+    "A dataset in a folder, the same each time."
+    chance = np.random.default_rng(0)
+    for split in splits:
+        for kind in kinds:
+            (folder/split/kind).mkdir(parents=True, exist_ok=True)
+            for i in range(n): Image.fromarray(chance.integers(256, size=shape, dtype=np.uint8)).save(folder/split/kind/f'{i}.png')
+    return folder
+
+
+PRETRAIN = ROOT/'nbs'/'experiments'/'pretrain.ipynb'
+TINY = dict(n_epochs=1, batch_size=8, n_measured=4, knn_k=3, projector=[8])
+
+
+def test_data_that_change_between_the_runs_of_a_sweep(tmp_path):
+    "The runs stay, each says what it saw, and they don't become one dataset."
+    images, points = pictures(tmp_path/'images'), [TINY | dict(dataset=f"folder:{tmp_path/'images'}", seed=s) for s in (0, 1, 2)]
+    def go(n): return sweep(PRETRAIN, points[:n], tmp_path/'out', progress=False)
+    folders = list(go(2))
+    before = collect(tmp_path/'out')
+    seen = json.loads(before.attrs['data'])
+    assert {k.removeprefix(f'folder:{images} ') for k in seen}=={'train', 'test'} and all(len(v)==64 for v in seen.values())
+    whole = (images/'a'/'3.png').read_bytes()
+    shutil.copyfile(images/'b'/'3.png', images/'a'/'3.png')             # a training image
+    assert [s['attempts'] for s in go(3).values()]==[1, 1, 1]
+    with pytest.raises(ValueError, match="all runs must have seen the same data, 'folder:.* train' was .* and 1 more; .*; remedy: remove result.nc of the runs on outdated data"): collect(tmp_path/'out')
+    code, text = cli('collect', tmp_path/'out')
+    assert code==2 and text.count('\n')==1 and 'must have seen the same data' in text and not (tmp_path/'out'/'results.nc').exists()
+    _, _, changed = verify(folders[0])
+    then, now = map(json.loads, changed['data'])
+    assert then==seen and now.keys()==seen.keys() and now!=then
+    for folder in folders: (folder/'result.nc').unlink()                # as the message says
+    assert [s['attempts'] for s in go(3).values()]==[2, 2, 1] and collect(tmp_path/'out').attrs['n_runs']==3
+    (images/'a'/'3.png').write_bytes(whole)                             # as it was: another file, the same content
+    shutil.rmtree(tmp_path/'out'); go(1)
+    assert json.loads(collect(tmp_path/'out').attrs['data'])==seen
+
+
+def test_code_that_changes_between_the_runs_of_a_sweep(tmp_path):
+    "Done runs stay done; status and collect say which code made how many."
+    notebook = toy(tmp_path, save=SAVE.replace('import save_dataset', 'import provenance, save_dataset').replace('experiment="toy")', 'experiment="toy", **provenance(folder="/"))'))
+    assert call('sweep', notebook, '-g', grid_file(tmp_path, product=dict(n=[1])), '-o', tmp_path/'out')[0]==0
+    shutil.copytree(ROOT/'contrastive_nb', tmp_path/'other'/'contrastive_nb', ignore=shutil.ignore_patterns('__pycache__'))
+    with open(tmp_path/'other'/'contrastive_nb'/'sphere.py', 'a') as f: f.write('\n# edited, and not committed\n')
+    status, out, err = call('sweep', notebook, '-g', grid_file(tmp_path, product=dict(n=[1, 2])), '-o', tmp_path/'out', cwd=tmp_path/'other', env=os.environ | dict(PYTHONPATH=str(tmp_path/'other')))
+    assert status==0 and [s['attempts'] for s in states(tmp_path/'out').values()]==[1, 1], (out, err)
+    packages = [s['provenance']['package'] for s in states(tmp_path/'out').values()]
+    said = ', '.join(f'no commit (package {p[:8]}): 1' for p in packages)
+    assert packages[0]!=packages[1]
+    with pytest.warns(MixedCode, match='the runs of toy were made by different code: '): ds = collect(tmp_path/'out')
+    assert set(json.loads(ds.attrs['differing'])['package'])==set(packages)
+    assert 'note: the runs were made by different code: ' in (text := cli('status', tmp_path/'out')[1]) and all(part in text for part in said.split(', '))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        code, text = cli('collect', tmp_path/'out')
+    assert code==0 and 'note: the runs differ in package: ' in text and all(p in text for p in packages)
+
+
 # 55: what may lie in a folder
 
 @pytest.mark.parametrize('what', ['zero bytes', 'cut', 'text', 'other parameters', 'no attributes'])
@@ -311,7 +381,94 @@ def test_verify(tmp_path, code, verdict):
     if verdict!='bit-equal': assert 'square: 1 of 1 values, most at its one value: ' in text
 
 
-# 59: OOM is a failure of that configuration, never retried as another; 61, 62: checkpoints
+# 59: GPUs and memory
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='this machine has a GPU')
+def test_a_gpu_that_is_not_there(tmp_path, monkeypatch):
+    code, text = cli('run', PRETRAIN, '-p', 'device', 'cuda', '-o', tmp_path/'out')
+    assert code==2 and "device is 'cuda', but this machine has no GPU that PyTorch can use" in text and text.count('\n')==1
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', 'toy')
+    for have, says in (('', 'this machine has 0'), ('toy', 'this machine has 1 (toy)')):
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', have)
+        code, text = cli('sweep', toy(tmp_path), '-g', grid_file(tmp_path, product=dict(n=[1])), '-o', tmp_path/'out', '--gpus', 2)
+        assert code==2 and 'a run is to have 2 GPUs, ' + says in text and text.count('\n')==1
+    assert not (tmp_path/'out').exists()
+
+
+def test_two_sweeps_on_one_gpu_take_turns(tmp_path):
+    see = f'import time; began = time.time(); time.sleep(.5); open({str(tmp_path)!r} + f"/gpu{{n}}", "w").write(f"{{began}} {{time.time()}}")'
+    notebook, env = toy(tmp_path, see), os.environ | dict(CUDA_VISIBLE_DEVICES=f'toy-{os.getpid()}')
+    both = []
+    for i in range(2):
+        (tmp_path/str(i)).mkdir()
+        both.append(start('sweep', notebook, '-g', grid_file(tmp_path/str(i), product=dict(n=[2*i, 2*i+1])), '-o', tmp_path/str(i)/'out', '--gpus', 1, env=env))
+    for process in both:
+        out, err = process.communicate(timeout=100)
+        assert process.returncode==0, (out, err)
+    spans = sorted(tuple(map(float, (tmp_path/f'gpu{n}').read_text().split())) for n in range(4))
+    assert all(end<=begin for (_, end), (begin, _) in zip(spans, spans[1:])), spans
+
+
+@pytest.mark.parametrize('engine', ['warm', pytest.param('papermill', marks=pytest.mark.slow)])
+def test_out_of_memory_says_what_to_lower_and_a_smaller_batch_is_another_run(tmp_path, engine):
+    hungry = ('import torch\nimport contrastive_nb.train as train\nbackward = train.backward\n'
+              'def hungry(encode, loss, x, compute):\n    if len(x)>256: raise torch.OutOfMemoryError("CUDA out of memory")\n    return backward(encode, loss, x, compute)\ntrain.backward = hungry')
+    nb = nbformat.read(PRETRAIN, 4)
+    nb.cells.insert(next(i for i, c in enumerate(nb.cells) if 'check' in c.metadata.get('tags', ()))+1, nbformat.v4.new_code_cell(hungry))
+    nbformat.write(nb, tmp_path/'hungry.ipynb')
+    def go(*sizes): return sweep(tmp_path/'hungry.ipynb', [dict(n_epochs=1, n_measured=16, batch_size=b) for b in sizes], tmp_path/'out', engine=engine, progress=False)
+    (large, state), = go(256).items()
+    assert (state['state'], state['attempts'])==('failed', 1)            # the notebook's own failure: not tried again
+    assert state['error'].startswith('MemoryError: fit: out of memory in epoch 1 with 512 views of 1x8x8 at once; lower batch_size=256, or embed the batch in more parts than n_parts=1')
+    assert 'lower batch_size=256' in cli('status', tmp_path/'out')[1]
+    if engine=='papermill': return
+    small = next(f for f in go(256, 128) if f!=large)
+    assert {f.name: s['state'] for f, s in ((f, json.loads((f/'run.json').read_text())) for f in (large, small))}=={large.name: 'failed', small.name: 'done'}
+    ds = collect(tmp_path/'out')
+    assert ds.batch_size.values.tolist()==[128] and list(json.loads(ds.attrs['absent']))==[large.name] and json.loads((small/'run.json').read_text())['parameters']['batch_size']==128
+
+
+# 61, 62: checkpoints
+
+def trained(path, seed=0, **recipe):
+    "Two epochs on noise that leave a checkpoint, or go on from it."
+    images = torch.randint(256, (16, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return fit(make_encoder('small', channels=1, projector=(8,)), images, DHEL(temperature=.3), VIEWS['digits'], Recipe(**dict(n_epochs=2, batch_size=8) | recipe),
+               generator=torch.Generator().manual_seed(seed), checkpoint=path, progress=False)
+
+
+RESUMED = dict(   # what is different -> what is said; the rate of learning is a function of the step, so there is no scheduler whose state could be missing
+    seed=(dict(seed=1), {}, 'belongs to another training: seed was 0, is 1'),
+    schedule=(dict(schedule='constant'), {}, "belongs to another training: schedule was 'cosine', is 'constant'"),
+    epochs=(dict(n_epochs=3), {}, 'belongs to another training: n_epochs was 2, is 3'),
+    processes=({}, dict(training=dict(processes=2)), 'belongs to another training: processes was 2, is 1'),
+    device=({}, dict(training=dict(device='cuda')), "belongs to another training: device was 'cuda', is 'cpu'"),
+    no_history=({}, dict(history=None), 'history missing'),
+    no_optimizer=({}, dict(optimizer=None), 'optimizer missing'),
+    no_generator=({}, dict(generator=None), 'generator missing'),
+    no_groups=({}, dict(optimizer=dict(param_groups=[])), 'optimiser and generator of .* must fit this training'))
+
+
+@pytest.mark.parametrize('case', RESUMED)
+def test_a_training_goes_on_as_it_began_or_not_at_all(tmp_path, case):
+    now, was, says = RESUMED[case]
+    first = trained(path := tmp_path/'checkpoint.pt')
+    assert trained(path)==first                                          # nothing is left to do
+    state = read_checkpoint(path)
+    for key, value in was.items():
+        if value is None: del state[key]
+        else: state[key] = state[key] | value
+    torch.save(state, path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=says): trained(path, **now)
+    assert path.read_bytes()==before
+
+
+def test_another_version_of_torch_goes_on_with_a_warning(tmp_path):
+    first = trained(path := tmp_path/'checkpoint.pt')
+    torch.save(read_checkpoint(path) | dict(torch='1.0'), path)
+    with pytest.warns(UserWarning, match='was written by PyTorch 1.0; with .* the result may differ in the last digits'): assert trained(path)==first
+
 
 def test_a_checkpoint_cannot_execute_code(tmp_path):
     class Bomb:
@@ -322,3 +479,68 @@ def test_a_checkpoint_cannot_execute_code(tmp_path):
         torch.save(bad, tmp_path/'checkpoint.pt')
         with pytest.raises(ValueError, match='whole checkpoint.*(?i:weights.only)'): load_checkpoint(tmp_path/'checkpoint.pt', **kept)
     assert not (tmp_path/'executed').exists()
+
+
+# 63: datasets
+
+def spoil(folder, how):
+    "Do it to a dataset with both splits in a folder, or beside it; the name to load."
+    picture, archive = folder/'train'/'a'/'3.png', folder.parent/'cifar10-jpeg.tar.xz'
+    if how=='extra class': pictures(folder, 'c', 2, splits=['train'])
+    elif how=='empty image': picture.write_bytes(b'')
+    elif how=='cut image': picture.write_bytes(picture.read_bytes()[:-30])
+    elif how=='16 bits': Image.fromarray(np.full((8, 8), 999, np.uint16)).save(picture)
+    elif how=='other size': Image.fromarray(np.zeros((9, 8), np.uint8)).save(picture)
+    elif how=='empty folder': shutil.rmtree(folder/'test')
+    elif how in ('cut archive', 'traversal', 'absolute', 'link'):
+        with tarfile.open(archive, 'w:xz') as t:
+            if how=='cut archive': t.add(folder, '.')
+            else:
+                info = tarfile.TarInfo(dict(traversal='../../harm.png', absolute='/../harm.png', link='train/a/harm.png')[how])
+                if how=='link': info.type, info.linkname = tarfile.SYMTYPE, '../../../../harm.png'
+                t.addfile(info, io.BytesIO())
+        if how=='cut archive': archive.write_bytes(archive.read_bytes()[:-100])
+        return 'cifar10-jpeg'
+    return f'folder:{folder}'
+
+
+SPOILT = {'extra class': "got class 'c' in train only", 'empty image': '3.png .the file is empty', 'cut image': 'cannot read the image .*3.png', '16 bits': '8 bits a channel are needed', 'other size': 'remedy: size=32',
+          'empty folder': "got class 'a' in train only", 'cut archive': 'must be a whole tar archive', 'traversal': 'must be a whole tar archive of files below its own folder', 'link': 'must be a whole tar archive of files below its own folder'}
+
+
+@pytest.mark.parametrize('how', SPOILT)
+def test_datasets_that_are_refused(tmp_path, how):
+    name = spoil(pictures(tmp_path/'data'/'images', splits=['train', 'test']), how)
+    with pytest.raises(ValueError, match=SPOILT[how]): prepare(Config(dataset=name, data_dir=str(tmp_path/'data'), batch_size=8))
+    assert not list(tmp_path.rglob('harm*')) and not (tmp_path/'data'/'cifar10-jpeg').exists()
+
+
+def test_a_public_set_with_a_wrong_hash(tmp_path):
+    folder = tmp_path/'cifar-10-batches-py'
+    folder.mkdir()
+    for file in [*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch']: (folder/file).write_bytes(pickle.dumps(dict(data=np.zeros((2, 3072), np.uint8), labels=[0, 1])))
+    (folder/'batches.meta').write_bytes(pickle.dumps(dict(label_names=list('abcdefghij'))))
+    with pytest.raises(FileNotFoundError, match='CIFAR10 is not in .* or damaged'): load_images('cifar10', root=tmp_path, download=False)
+
+
+def test_other_data_under_the_same_name_are_told_apart(tmp_path):
+    "What nobody can refuse, because it may be meant, changes the hash that goes with each result."
+    folder = pictures(tmp_path/'images', splits=['train', 'test'])
+    def source(): return load_images(f'folder:{folder}').source.split()[-1]
+    found = {'as it was': source()}
+    names = [folder/'train'/k/f'{i}.png' for k in 'ab' for i in range(10)]
+    content = [n.read_bytes() for n in names]
+    for n, c in zip(names, random.Random(0).sample(content, len(content))): n.write_bytes(c)
+    found['labels shuffled'] = source()
+    for n, c in zip(names, content): n.write_bytes(c)
+    assert source()==found['as it was']
+    for n in names: Image.open(n).save(n.with_suffix('.jpg'), quality=90); n.unlink()
+    found['JPEG'] = source()
+    for n, c in zip(names, content): n.with_suffix('.jpg').unlink(); n.write_bytes(c)
+    Image.open(names[0]).convert('RGB').save(names[0])
+    assert load_images(f'folder:{folder}').x.shape[1]==3                 # one in colour among grey ones: all in colour
+    found['colour'] = source()
+    names[0].write_bytes(content[0])
+    pictures(folder, 'c', 2, splits=['train', 'test'])
+    found['a class more in both splits'] = source()
+    assert len(set(found.values()))==len(found), found
