@@ -7,15 +7,17 @@ __all__ = ['TILE', 'STRIP', 'SQUARE', 'KEPT', 'embeddings', 'positives', 'positi
            'beyond', 'full_precision', 'log_repulsion', 'log_repulsions', 'class_repulsion', 'block_repulsion',
            'strips', 'mean_kernel']
 
-# %% ../nbs/02_pairs.ipynb #f59be3cb
+# %% ../nbs/02_pairs.ipynb #904425ac
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import reduce
 
 import torch
 from torch import Tensor
 
-from .kernels import Kernel
+from . import gpu
+from .kernels import Kernel, gaussian, imq, log
 from .sphere import sqdist, unit
 
 # %% ../nbs/02_pairs.ipynb #b18217c1
@@ -111,7 +113,7 @@ def off_diagonal(
     B = len(m)
     return m.flatten()[1:].view(B-1, B+1)[:, :-1].reshape(B, B-1)
 
-# %% ../nbs/02_pairs.ipynb #7903c488
+# %% ../nbs/02_pairs.ipynb #8bf9f487
 TILE = 256, 1024    # rows and columns of a tile, no higher than wide: in float32 one megabyte, about a core's own cache
 STRIP = 2**20       # pairs in a strip
 SQUARE = 512        # so many rows with each other are one tile
@@ -178,6 +180,24 @@ def beyond(
     n = len(tile) if same and r.start==c.start else 0
     return slice(c.start + n, c.stop), tile[:, n:]
 
+class _Pushes:
+    "What tiles of weights make of the rows of `x` and `y`: `weights @ y` for the rows, `weights.T @ x` for the columns, a tile at a time."
+    def __init__(self, x:Tensor, y:Tensor, same:bool):
+        self.x, self.y, self.same, self.rows, self.colsT, self.strip = x, y, same, torch.zeros_like(x), None, (None, None)
+
+    def add(self, weights:Tensor, r:slice, c:slice, rows:bool=True, cols:bool=True):
+        "One tile, for the rows, the columns or both."
+        right, part = beyond(weights, r, c, self.same)
+        if rows: _add_product(self.rows[r], weights, self.y[c].T)
+        if not cols or not part.numel(): return
+        if self.colsT is None: self.colsT = self.y.new_zeros(self.y.T.shape)
+        if self.strip[0]!=r.start: self.strip = r.start, self.x[r].T.contiguous()   # a new row of tiles
+        _add_product(self.colsT[:, right], self.strip[1], part.T)
+
+    def within(self)->Tensor:
+        "Both together, where `x` is `y`."
+        return self.rows if self.colsT is None else self.rows.add_(self.colsT.T)
+
 def _check_tile(who:str, tile):
     "Raise a ValueError unless `tile` is None or a whole number above zero."
     if tile is not None and (isinstance(tile, bool) or not isinstance(tile, int) or tile<1):
@@ -185,15 +205,21 @@ def _check_tile(who:str, tile):
 
 def full_precision(z:Tensor):
     "Context in which autocast does not lower the precision of products of `z`."
-    return torch.autocast(z.device.type, enabled=False)
+    return torch.autocast(z.device.type, enabled=False) if torch.is_autocast_enabled(z.device.type) else nullcontext()
 
-# %% ../nbs/02_pairs.ipynb #b97b19df
+# %% ../nbs/02_pairs.ipynb #6aa389e2
 def _dense_log_sums(x, y, temperature, skip, both, classes):
     "What `_LogSums` computes, by plain operations on all pairs at once."
     cos = x @ (x if y is None else y).T
     out = leave_out(torch.ones_like(cos, requires_grad=False), slice(0, len(cos)), slice(0, cos.shape[1]), skip, classes)==0
     logits = (cos/temperature).masked_fill(out, -math.inf)
     return (logits.logsumexp(1), logits.logsumexp(0)) if both else (logits.logsumexp(1),)
+
+def _differentiable_gradient(dense, inputs, need, grads):
+    "Gradients of `dense(*inputs)` where `need` asks for them, made so that somebody can differentiate them."
+    inputs = [v.view_as(v) if n else v for v, n in zip(inputs, need)]
+    with full_precision(grads[0]): found = iter(torch.autograd.grad(dense(*inputs), [v for v, n in zip(inputs, need) if n], grads, create_graph=True))
+    return [next(found) if n else None for n in need]
 
 def _alone(labels, same_class):
     "Which rows have nobody of their class beside them, or nobody of another class."
@@ -242,10 +268,8 @@ class _LogSums(torch.autograd.Function):
         x, y, temperature, rows, cols, *kept = ctx.saved_tensors
         need, same = ctx.needs_input_grad, y is None
         if torch.is_grad_enabled():   # somebody wants to differentiate the gradient
-            inputs = [v.view_as(v) if n else v for v, n in zip((x, y, ctx.t if temperature is None else temperature), need)]
-            with full_precision(x): out = _dense_log_sums(*inputs, ctx.skip, ctx.both, ctx.classes)
-            found = iter(torch.autograd.grad(out, [v for v, n in zip(inputs, need) if n], grads, create_graph=True))
-            return *(next(found) if n else None for n in need[:3]), None, None, None, None
+            def dense(*inputs): return _dense_log_sums(*inputs, ctx.skip, ctx.both, ctx.classes)
+            return *_differentiable_gradient(dense, (x, y, ctx.t if temperature is None else temperature), need[:3], grads), None, None, None, None
         x = x.contiguous()
         y, cols = (x, rows) if same else (y.contiguous(), cols)
         g_rows = grads[0]/ctx.t
@@ -253,7 +277,7 @@ class _LogSums(torch.autograd.Function):
         if ctx.plain:
             w_rows = g_rows/rows
             w_cols = w_rows if same else g_cols/cols
-        dx, dyT = torch.zeros_like(x), x.new_zeros(y.shape[1], len(y))
+        pushes = _Pushes(x, y, same)
         with full_precision(x):
             for r, c, e in tiles(x, y, same, ctx.tile, math.log2(math.e)/ctx.t if ctx.plain else 1/ctx.t, kept):
                 if ctx.plain:
@@ -263,21 +287,58 @@ class _LogSums(torch.autograd.Function):
                     def share(sums, push): return (e - sums).clamp_max_(0).exp_().mul_(push)   # no logit exceeds its sum, but by rounding
                     g = share(rows[r, None], g_rows[r, None]) + share(cols[c], g_cols[c])
                     leave_out(g, r, c, ctx.skip, ctx.classes)
-                if c.start==(r.start if same else 0): stripT = x[r].T.contiguous()   # a new row of tiles
-                right, part = beyond(g, r, c, same)
-                if need[0] or need[2]: _add_product(dx[r], g, y[c].T)
-                if (need[1] or same) and part.numel(): _add_product(dyT[:, right], stripT, part.T)
-        dy = dyT.T.contiguous()
-        if same: dx += dy
+                pushes.add(g, r, c, rows=need[0] or need[2], cols=need[1] or same)
+        dx, dy = (pushes.within(), None) if same else (pushes.rows, pushes.colsT.T.contiguous() if need[1] else None)
         dt = -(x*dx).sum()/ctx.t/(2 if same else 1) if need[2] else None   # within a view, `dx` holds each pair twice
-        return dx, None if same else dy, dt, None, None, None, None
+        return dx, dy, dt, None, None, None, None
+
+class _GPULogSums(torch.autograd.Function):
+    "`_LogSums` by the kernels of `gpu`."
+    @staticmethod
+    def forward(ctx, x, y, temperature, skip, both, classes, keys):
+        ctx.skip, ctx.both, ctx.classes = skip, both, classes
+        inputs = x, y, temperature if isinstance(temperature, Tensor) else None
+        ctx.t = temperature.item() if inputs[2] is not None and inputs[2].device.type=='cpu' else temperature
+        inverse = x.new_ones(1, dtype=torch.float32)/ctx.t
+        x, (x_key, y_key) = x.contiguous(), keys
+        y = x if y is None else y.contiguous()
+        found = [gpu.log_sums(x, y, x_key, y_key, inverse)] + ([gpu.log_sums(y, x, y_key, x_key, inverse)] if both else [])
+        sums, softs = zip(*found)
+        ctx.save_for_backward(*inputs, inverse, x_key, y_key, *softs)
+        return sums
+
+    @staticmethod
+    def backward(ctx, *grads):
+        x, y, temperature, inverse, x_key, y_key, *softs = ctx.saved_tensors
+        need, same = ctx.needs_input_grad, y is None
+        if torch.is_grad_enabled():   # somebody wants to differentiate the gradient
+            def dense(*inputs): return _dense_log_sums(*inputs, ctx.skip, ctx.both, ctx.classes)
+            return *_differentiable_gradient(dense, (x, y, ctx.t if temperature is None else temperature), need[:3], grads), None, None, None, None
+        x = x.contiguous()
+        y = x if same else y.contiguous()
+        row, *rest = zip(softs, grads)
+        col = row if same else rest[0] if rest else None
+        dx = gpu.log_sums_gradient(x, y, x_key, y_key, inverse, row, col) if need[0] or need[2] else None
+        dy = gpu.log_sums_gradient(y, x, y_key, x_key, inverse, col, row) if need[1] else None
+        dt = -(x.float()*dx).sum()/ctx.t/(2 if same else 1) if need[2] else None   # within a view, `dx` holds each pair twice
+        return dx, dy, dt, None, None, None, None
+
+def _keys(x, y, skip, classes):
+    "Integers for the rows and for the columns, equal where a pair does not count, as the kernels of `gpu` want them; None where there are none."
+    M, N = len(x), len(x if y is None else y)
+    def count(n, first=0): return torch.arange(first, first + n, device=x.device)
+    if classes: return None if classes[1] else (classes[0], classes[0])
+    if len(skip)<2: return count(M, *skip) if skip else count(M, N), count(N)
+    if set(skip)=={0, M//2, -(M//2)} and M==N and M%2==0: return (count(M) % (M//2),)*2
 
 def _log_sums(x, y, temperature, *, skip=(0,), both=False, classes=None, tile=None):
-    "`_LogSums`, or its dense form where it has to be."
+    "`_LogSums`, by the kernels of `gpu` or in its dense form where it has to be."
     if isinstance(temperature, Tensor): temperature = temperature.reshape(())
     if not torch.is_grad_enabled(): x = x.detach()   # so that nothing is kept
     with full_precision(x):
-        return (_dense_log_sums if _traced() else _LogSums.apply)(x, y, temperature, skip, both, classes, *(() if _traced() else (tile,)))
+        if _traced(): return _dense_log_sums(x, y, temperature, skip, both, classes)
+        keys = _keys(x, y, skip, classes) if tile is None and gpu.available(x) else None
+        return _GPULogSums.apply(x, y, temperature, skip, both, classes, keys) if keys else _LogSums.apply(x, y, temperature, skip, both, classes, tile)
 
 def log_repulsion(
     anchors:Tensor,        # (B, D) unit rows
@@ -324,7 +385,7 @@ def block_repulsion(
     _check_tile('block_repulsion', tile)
     return _log_sums(anchors, others, temperature, skip=(), tile=tile)[0]
 
-# %% ../nbs/02_pairs.ipynb #09301ba2
+# %% ../nbs/02_pairs.ipynb #f209ee48
 class _Strips(torch.autograd.Function):
     "`f` of all rows, a few at a time, forward and backward."
     @staticmethod
@@ -341,8 +402,7 @@ class _Strips(torch.autograd.Function):
         def needed(tensors): return [v for v, n in zip(tensors, need) if n]
         with full_precision(g):
             if torch.is_grad_enabled():   # somebody wants to differentiate the gradient
-                inputs = [v.view_as(v) if n else v for v, n in zip(inputs, need)]
-                grads = torch.autograd.grad(ctx.f(inputs[0], 0, *inputs[1:]), needed(inputs), g, create_graph=True)
+                return None, None, *_differentiable_gradient(lambda x, *others: ctx.f(x, 0, *others), inputs, need, (g,))
             else:
                 grads = [torch.zeros_like(v) for v in needed(inputs)]
                 parts = [grads[0][i:i+ctx.n] if need[0] else None for i in range(0, len(g), ctx.n)]
@@ -363,7 +423,7 @@ def strips(
     n = max(64, STRIP//len(x))
     with full_precision(x): return f(x, 0, *others) if _traced() or n>=len(x) else _Strips.apply(f, n, x, *others)
 
-# %% ../nbs/02_pairs.ipynb #c5b13259
+# %% ../nbs/02_pairs.ipynb #ad7710c1
 def _dense_mean_kernel(z, kernel):
     "What `_MeanKernel` computes, by plain operations on all pairs at once."
     if getattr(kernel, 'exact', False):
@@ -389,14 +449,20 @@ def _value_and_slope(kernel, d2):
         k = kernel(d2)
         return k.detach(), torch.autograd.grad(k.sum(), d2)[0] if k.requires_grad else torch.zeros_like(d2)
 
+_ON_GPU = {gaussian: lambda k: ('gaussian', k.t), log: lambda k: ('log', k.t), imq: lambda k: ('imq', 1/k.c**2)}   # kind and rate for `gpu.kernel_mean`
+
 class _MeanKernel(torch.autograd.Function):
     "Mean of `kernel` over all pairs of different rows of `z`; the forward pass makes the gradient too."
     @staticmethod
     def forward(ctx, z, kernel, radial, tile):
         ctx.kernel, source, z = kernel, z, z.contiguous()
+        if tile is None and type(kernel) in _ON_GPU and gpu.available(z):
+            value, grad = gpu.kernel_mean(z, *_ON_GPU[type(kernel)](kernel), ctx.needs_input_grad[0])
+            if ctx.needs_input_grad[0]: ctx.save_for_backward(source, grad)
+            return value
         q, exact = z.square().sum(1), getattr(kernel, 'exact', False)
         total = z.new_zeros((), dtype=torch.float64)   # one running sum: small results kept between tiles would scatter the heap
-        if ctx.needs_input_grad[0]: grad, gradT, slopes = torch.zeros_like(z), z.new_zeros(z.shape[1], len(z)), torch.zeros_like(q)
+        pushes, slopes = _Pushes(z, z, True), torch.zeros_like(q)
         for r, c, d2 in tiles(z, z, True, tile, -2.):
             d2.add_(q[r, None]).add_(q[c]).clamp_min_(0)
             for i, j, step in _near(d2, r, c, z, q) if exact else (): d2[i, j] = step.square().sum(1)
@@ -407,19 +473,16 @@ class _MeanKernel(torch.autograd.Function):
                 n = beyond(h, r, c, True)[0].start - c.start   # pairs of the first n columns stand here twice, once for each of the two
                 for i, j, step in _near(d2, r, c, z, q) if exact else ():
                     step *= h[i, j, None]
-                    grad[r].index_add_(0, i, step, alpha=-1)
-                    grad[c].index_add_(0, j[j>=n], step[j>=n])
+                    pushes.rows[r].index_add_(0, i, step, alpha=-1)
+                    pushes.rows[c].index_add_(0, j[j>=n], step[j>=n])
                     h[i, j] = 0
-                right, part = beyond(h, r, c, True)
-                if radial: slopes[r].add_(h.sum(1)); slopes[right].add_(part.sum(0))
-                if c.start==r.start: stripT = z[r].T.contiguous()   # a new row of tiles
-                _add_product(grad[r], h, z[c].T)
-                if part.numel(): _add_product(gradT[:, right], stripT, part.T)
+                if radial: slopes[r].add_(h.sum(1)); slopes[c.start+n:c.stop].add_(h[:, n:].sum(0))
+                pushes.add(h, r, c)
             total += leave_out(k, r, c).sum()
             total += beyond(k, r, c, True)[1].sum()
         pairs = len(z)*(len(z)-1)
         if ctx.needs_input_grad[0]:
-            grad.add_(gradT.T).neg_()
+            grad = pushes.within().neg_()
             ctx.save_for_backward(source, (grad.addcmul_(slopes[:, None], z) if radial else grad).mul_(4/pairs))
         return (total/pairs).to(z.dtype)
 

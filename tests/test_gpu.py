@@ -1,5 +1,6 @@
-"The GPU kernels against dense float64: natively on a CUDA device, elsewhere in Triton's interpreter, in a process of its own."
+"The sums of `pairs` by the GPU kernels, against dense float64: natively on a CUDA device, elsewhere in Triton's interpreter, in a process of its own."
 import importlib.util
+import inspect
 import os
 import statistics
 import subprocess
@@ -12,6 +13,9 @@ import torch
 from torch.testing import assert_close
 
 from contrastive_nb import gpu
+from contrastive_nb.kernels import gaussian, imq, log, riesz
+from contrastive_nb.losses import LOSSES, loss_parameters, make_loss
+from contrastive_nb.pairs import block_repulsion, class_repulsion, log_repulsion, log_repulsions, mean_kernel
 
 CUDA = torch.cuda.is_available()
 INTERPRETED = gpu.interpreted() and not CUDA
@@ -20,6 +24,7 @@ needs_kernels = pytest.mark.skipif(not (HAS_TRITON and (CUDA or INTERPRETED)), r
 DEVICE = 'cuda' if CUDA else 'cpu'
 DTYPES = torch.float32, torch.float16, torch.bfloat16
 SIZES, DIMS = (2, 3, 17, 64, 130), (3, 16, 48, 128)
+WITHOUT = {'siglip', 'spectral', 'vicreg', 'barlow', 'vrns', 'ssge'}   # losses that have neither of the two sums
 EPS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}   # relative to the largest entry, for gradients
 
 
@@ -56,6 +61,14 @@ def products_of_the_device():
     it.InterpreterBuilder.create_dot = plain
 
 
+@pytest.fixture
+def runs(monkeypatch):
+    "The kernels that ran, by name: plain PyTorch gives the same numbers, so a test has to see that it was not asked."
+    names, run = [], gpu._run
+    monkeypatch.setattr(gpu, '_run', lambda name, *args, **sizes: (names.append(name), run(name, *args, **sizes))[1])
+    yield names
+
+
 def rows(B, D, dtype, seed=0, hard=None):
     z = torch.nn.functional.normalize(torch.randn(B, D, generator=torch.Generator().manual_seed(seed)), dim=1)
     if hard=='identical': z = z[:1].expand(B, D)
@@ -64,16 +77,16 @@ def rows(B, D, dtype, seed=0, hard=None):
     return z.to(DEVICE, dtype).clone().requires_grad_()
 
 
-def dense_lse(a, blocks, T, offset=0, keys=None):
-    keys = torch.arange(len(blocks[0]), device=a.device) if keys is None else keys
-    same = keys[offset:offset+len(a), None]==keys
+def dense_lse(a, blocks, T, keys=None):
+    keys = keys or (torch.arange(len(blocks[0]), device=a.device),)*2
+    same = keys[0][:, None]==keys[1]
     return torch.cat([(a @ o.T/T).masked_fill(same, -torch.inf) for o in blocks], 1).logsumexp(1)
 
 
-def dense_mean(z, kind, p):
+def dense_mean(z, kernel):
     q = z.square().sum(1)
     d2 = (q[:, None] + q - 2*z @ z.T).clamp_min(0)[~torch.eye(len(z), dtype=torch.bool, device=z.device)]
-    return {'gaussian': lambda: (-p*d2).exp(), 'log': lambda: -(p*d2).log1p(), 'imq': lambda: p*(p*p + d2).rsqrt()}[kind]().mean()
+    return kernel(d2).mean()
 
 
 def close(got, want, eps, what, floor=1e-30):
@@ -82,186 +95,183 @@ def close(got, want, eps, what, floor=1e-30):
     assert error<=eps, f'{what}: relative error {error:.1e}'
 
 
-def compare_lse(build, T, dtype, what, weights=None):
-    "`build(tensors) -> (anchors, blocks, options)`; the same in float64 is the truth."
-    tensors, call = build
+def compare_lse(tensors, ours, dense, T, dtype, what, runs):
+    "`ours(tensors, T)` against `dense(tensors, T)` in float64, value and gradients, by the kernels and nothing else."
     wide = [t.detach().double().requires_grad_() for t in tensors]
     T1, T2 = (torch.tensor(T, device=DEVICE, dtype=d, requires_grad=True) for d in (torch.float32, torch.float64))
-    a, blocks, options = call(tensors)
-    got = gpu.row_lse(a, blocks, T1, **options)
-    a, blocks, options = call(wide)
-    want = dense_lse(a, blocks, T2.detach().float().double() + (T2 - T2.detach()), **options)
-    w = torch.linspace(-1, 2, len(got), device=DEVICE) if weights is None else weights
-    assert got.dtype==torch.float32
+    runs.clear()
+    got, want = ours(tensors, T1), dense(wide, T2.detach().float().double() + (T2 - T2.detach()))
+    w = torch.linspace(-1, 2, len(got), device=DEVICE)
+    assert got.dtype==torch.float32 and set(runs)=={'lse'}
     close(got.detach(), want.detach(), 3e-6, what + ' value', floor=1.)
-    ours = torch.autograd.grad(got, [*tensors, T1], w)
-    true = torch.autograd.grad(want, [*wide, T2], w.double())
+    gradients, true = torch.autograd.grad(got, [*tensors, T1], w), torch.autograd.grad(want, [*wide, T2], w.double())
+    assert set(runs)=={'lse', 'lse_grad'}
     largest = max(g.abs().max() for g in true[:-1])
-    for t, g, g0 in zip(tensors, ours, true):
+    for t, g, g0 in zip(tensors, gradients, true):
         assert g.dtype==t.dtype and g.shape==t.shape
         close(g, g0, EPS[dtype], what + ' gradient', floor=max(largest*1e-1, 1e-3))
-    close(ours[-1], true[-1], EPS[dtype], what + ' temperature', floor=want.detach().abs().max().item()/T)
+    close(gradients[-1], true[-1], EPS[dtype], what + ' temperature', floor=want.detach().abs().max().item()/T)
 
 
-SETS = dict(within=lambda t: (t[0], (t[0],), {}), cross=lambda t: (t[0], (t[1],), {}), both=lambda t: (t[0], (t[0], t[1]), {}))
+SETS = dict(within=lambda t: (t[0],), cross=lambda t: (t[1],), both=lambda t: (t[0], t[1]))   # blocks of candidates
+def compare_set(tensors, name, T, dtype, what, runs, view=lambda t: t):
+    def blocks(t): return SETS[name](t)
+    compare_lse(tensors, lambda t, T: log_repulsion((t := [view(x) for x in t])[0], *blocks(t), temperature=T),
+                lambda t, T: dense_lse((t := [view(x) for x in t])[0], blocks(t), T), T, dtype, what, runs)
 
 
 @needs_kernels
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
-@pytest.mark.parametrize('pairs', SETS)
+@pytest.mark.parametrize('name', SETS)
 @pytest.mark.parametrize('T', (.01, .1, 1.))
-def test_row_lse_equals_dense(pairs, dtype, T):
+def test_log_repulsion_equals_dense(name, dtype, T, runs):
     for B, D in product(SIZES, DIMS):
-        tensors = [rows(B, D, dtype, seed) for seed in range(1 if pairs=='within' else 2)]
-        compare_lse((tensors, SETS[pairs]), T, dtype, f'{pairs} {dtype} T={T} B={B} D={D}')
+        compare_set([rows(B, D, dtype, seed) for seed in range(1 if name=='within' else 2)], name, T, dtype, f'{name} {dtype} T={T} B={B} D={D}', runs)
 
 
 @needs_kernels
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
 @pytest.mark.parametrize('hard', ('identical', 'zero', 'zeros'))
 @pytest.mark.parametrize('T', (.01, .1, 1.))
-def test_row_lse_of_hard_batches(dtype, hard, T):
+def test_log_repulsion_of_hard_batches(dtype, hard, T, runs):
     for B, D in ((2, 3), (17, 48), (130, 128)):
-        compare_lse(([rows(B, D, dtype, 0, hard), rows(B, D, dtype, 1, hard)], SETS['both']), T, dtype, f'{hard} {dtype} T={T} B={B} D={D}')
+        compare_set([rows(B, D, dtype, 0, hard), rows(B, D, dtype, 1, hard)], 'both', T, dtype, f'{hard} {dtype} T={T} B={B} D={D}', runs)
 
 
 @needs_kernels
 @pytest.mark.parametrize('D', (129, 200, 300, 512))
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
-def test_long_rows(D, dtype):
-    compare_lse(([rows(70, D, dtype, s) for s in range(2)], SETS['both']), .1, dtype, f'{dtype} D={D}')
-    compare_mean(rows(70, D, dtype), 'gaussian', 2., f'{dtype} D={D}')
-
-
-@needs_kernels
-@pytest.mark.parametrize('dtype', DTYPES, ids=str)
-def test_two_views_stacked_are_ntxent_negatives(dtype):
-    B = 37
-    z1, z2 = (rows(B, 16, dtype, s) for s in range(2))
-    def stacked(t):
-        z = torch.cat(t)
-        return z, (z,), dict(keys=torch.arange(B, device=DEVICE).repeat(2))
-    compare_lse(([z1, z2], stacked), .2, dtype, f'stacked {dtype}')
-    one = gpu.row_lse(torch.cat([z1, z2]).detach(), (torch.cat([z1, z2]).detach(),), .2, keys=torch.arange(B, device=DEVICE).repeat(2))
-    assert_close(one, dense_lse(torch.cat([z1, z2]).detach().double(), (torch.cat([z1, z2]).detach().double(),), .2,
-                                keys=torch.arange(B, device=DEVICE).repeat(2)).float(), rtol=1e-5, atol=1e-5)
+def test_long_rows(D, dtype, runs):
+    compare_set([rows(70, D, dtype, s) for s in range(2)], 'both', .1, dtype, f'{dtype} D={D}', runs)
+    compare_mean(rows(70, D, dtype), gaussian(2.), f'{dtype} D={D}', runs)
 
 
 @needs_kernels
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
 @pytest.mark.parametrize('T', (.01, .1, 1.))
-def test_cross_lse_equals_two_rows(dtype, T):
+@pytest.mark.parametrize('within', (True, False))
+def test_negatives_of_two_views(dtype, T, within, runs):
+    def dense(t, T): return torch.cat([dense_lse(a, (a, o) if within else (o,), T) for a, o in (t, t[::-1])])
     for B, D in ((2, 3), (17, 48), (130, 128), (70, 300)):
-        z1, z2 = (rows(B, D, dtype, s) for s in range(2))
-        w1, w2 = (torch.linspace(a, 2, B, device=DEVICE) for a in (-1, .5))
-        t = torch.tensor(T, device=DEVICE, requires_grad=True)
-        wide1, wide2 = (z.detach().double().requires_grad_() for z in (z1, z2))
-        wide_t = t.detach().double().requires_grad_()
-        for got, want in zip(gpu.cross_lse(z1, z2, t), (dense_lse(wide1, (wide2,), wide_t), dense_lse(wide2, (wide1,), wide_t))):
-            close(got.detach(), want.detach(), 3e-6, f'cross {dtype} T={T} B={B} value', floor=1.)
-        want = (dense_lse(wide1, (wide2,), wide_t)*w1).sum() + (dense_lse(wide2, (wide1,), wide_t)*w2).sum()
-        def ours(*leaves): return torch.autograd.grad(sum((g*w).sum() for g, w in zip(gpu.cross_lse(z1, z2, t), (w1, w2))), leaves)
-        true = torch.autograd.grad(want, (wide1, wide2, wide_t))
-        for name, g, g0 in zip(('z1', 'z2'), ours(z1, z2), true): close(g, g0, EPS[dtype], f'cross {dtype} T={T} B={B} {name}')
-        close(ours(t)[0], true[2], EPS[dtype], f'cross {dtype} T={T} B={B} temperature', floor=B/T)
-        for z, g in zip((z1, z2), ours(z1, z2)): assert_close(ours(z)[0], g)
+        compare_lse([rows(B, D, dtype, s) for s in range(2)], lambda t, T: torch.cat(log_repulsions(*t, temperature=T, within=within)), dense, T, dtype,
+                    f'within={within} {dtype} T={T} B={B}', runs)
 
 
 @needs_kernels
-def test_labels_as_keys_keep_other_classes():
+def test_only_one_of_two_results_is_used(runs):
+    z1, z2 = (rows(33, 16, torch.float32, s) for s in range(2))
+    first, second = log_repulsions(z1, z2, temperature=.1, within=False)
+    wide1, wide2 = (z.detach().double().requires_grad_() for z in (z1, z2))
+    for g, g0 in zip(torch.autograd.grad(second.sum(), (z1, z2)), torch.autograd.grad(dense_lse(wide2, (wide1,), .1).sum(), (wide1, wide2))): close(g, g0, 1e-5, 'second')
+
+
+@needs_kernels
+def test_negatives_of_other_classes(runs):
     labels = torch.arange(50, device=DEVICE)**2 % 7
-    compare_lse(([rows(50, 16, torch.float32, s) for s in range(2)], lambda t: (t[0], tuple(t), dict(keys=labels))), .1, torch.float32, 'labels')
+    compare_lse([rows(50, 16, torch.float32)], lambda t, T: class_repulsion(t[0], labels, same=False, temperature=T), lambda t, T: dense_lse(t[0], t, T, (labels, labels)),
+                .1, torch.float32, 'labels', runs)
 
 
 @needs_kernels
-def test_ranks_own_rows_against_everybody():
-    whole = rows(83, 16, torch.float32)
-    for first, last in ((0, 40), (40, 83), (82, 83)):
-        def rank(t): return t[0], (t[1],), dict(offset=first)
-        compare_lse(([whole[first:last].detach().clone().requires_grad_(), whole], rank), .1, torch.float32, f'rank {first}')
+def test_rows_of_earlier_batches(runs):
+    for M, N in ((40, 83), (83, 40), (1, 7)):
+        def dense(t, T): return (t[0] @ t[1].T/T).logsumexp(1)
+        compare_lse([rows(M, 16, torch.float32), rows(N, 16, torch.float32, 1)], lambda t, T: block_repulsion(*t, temperature=T), dense, .1, torch.float32, f'{M} against {N}', runs)
 
 
 @needs_kernels
-def test_an_anchor_without_negatives_is_minus_infinity_and_pulls_nothing():
+def test_an_anchor_without_negatives_is_minus_infinity_and_pulls_nothing(runs):
     z = rows(20, 16, torch.float32)
-    keys = torch.zeros(20, dtype=torch.long, device=DEVICE)
-    lse = gpu.row_lse(z, (z,), .1, keys=keys)
+    labels = torch.zeros(20, dtype=torch.long, device=DEVICE)
+    lse = class_repulsion(z, labels, same=False, temperature=.1)
     assert (lse==-torch.inf).all()
     assert (torch.autograd.grad(lse.sum(), z)[0]==0).all()
-    keys[3] = 1   # one row of another class: it sees all, all see it alone
-    compare_lse(([z], lambda t: (t[0], (t[0],), dict(keys=keys))), .1, torch.float32, 'one of another class')
+    labels[3] = 1   # one row of another class: it sees all, all see it alone
+    compare_lse([z], lambda t, T: class_repulsion(t[0], labels, same=False, temperature=T), lambda t, T: dense_lse(t[0], t, T, (labels, labels)), .1, torch.float32,
+                'one of another class', runs)
 
 
 @needs_kernels
-def test_the_same_block_twice():
-    z = rows(33, 16, torch.float32)
-    compare_lse(([z], lambda t: (t[0], (t[0], t[0]), {})), .1, torch.float32, 'twice')
-
-
-@needs_kernels
-def test_strided_expanded_and_unaligned_rows():
+def test_strided_expanded_and_unaligned_rows(runs):
     wide = rows(41, 40, torch.float32)
     for name, view in dict(columns=lambda t: t[:, 3:20], every_second=lambda t: t[::2, ::2], transposed=lambda t: t[:, :16].T.contiguous().T,
                            shifted=lambda t: t.flatten()[1:601].view(40, 15), expanded=lambda t: t[:1, :16].expand(30, 16)).items():
-        compare_lse(([wide], lambda t: (view(t[0]), (view(t[0]),), {})), .1, torch.float32, name)
-        compare_mean(wide, 'gaussian', 2., name, view, floor=.1)
+        compare_set([wide], 'within', .1, torch.float32, name, runs, view)
+        compare_mean(wide, gaussian(2.), name, runs, view, floor=.1)
 
 
 @needs_kernels
-def test_only_the_gradients_asked_for():
+def test_only_the_gradients_asked_for(runs):
     a, b = rows(20, 16, torch.float32, 0), rows(20, 16, torch.float32, 1)
     T = torch.tensor(.2, device=DEVICE, requires_grad=True)
-    full = torch.autograd.grad(gpu.row_lse(a, (a, b), T).sum(), (a, b, T))
+    full = torch.autograd.grad(log_repulsion(a, a, b, temperature=T).sum(), (a, b, T))
     for x, y, t in ((a, b.detach(), .2), (a.detach(), b, .2), (a.detach(), b.detach(), T), (a, b, T.detach())):
         wanted = [(v, g) for v, g in zip((x, y, t), full) if isinstance(v, torch.Tensor) and v.requires_grad]
-        for (v, g), got in zip(wanted, torch.autograd.grad(gpu.row_lse(x, (x, y), t).sum(), [v for v, _ in wanted])): assert_close(got, g)
-    with torch.no_grad(): assert not gpu.row_lse(a, (b,), .2).requires_grad and not gpu.kernel_mean(a, 'log', 2.).requires_grad
+        for (v, g), got in zip(wanted, torch.autograd.grad(log_repulsion(x, x, y, temperature=t).sum(), [v for v, _ in wanted])): assert_close(got, g)
+    with torch.no_grad(): assert not log_repulsion(a, b, temperature=.2).requires_grad and not mean_kernel(a, log(2.)).requires_grad
 
 
 @needs_kernels
-def test_a_second_derivative_is_refused():
-    z = rows(5, 16, torch.float32)
-    for value in (gpu.row_lse(z, (z,), .2).sum(), sum(gpu.cross_lse(z, z, .2)).sum(), gpu.row_lse(z[:, :8], (z[:, 8:],), .2).sum(), gpu.kernel_mean(z, 'gaussian', 2.)):
-        g, = torch.autograd.grad(value, z, create_graph=True)
-        with pytest.raises(RuntimeError, match='no second derivative'): torch.autograd.grad(g.sum() + z.sum(), z)
+def test_a_second_derivative_takes_the_dense_form(runs):
+    z1, z2 = (rows(9, 16, torch.float32, s) for s in range(2))
+    wide = [z.detach().double().requires_grad_() for z in (z1, z2)]
+    def twice(value, z): return torch.autograd.grad(torch.autograd.grad(value, z, create_graph=True)[0].square().sum(), z)[0]
+    for ours, dense in ((lambda a, b: log_repulsion(a, a, b, temperature=.2).mean(), lambda a, b: dense_lse(a, (a, b), .2).mean()),
+                        (lambda a, b: mean_kernel(a, gaussian(2.)), lambda a, b: dense_mean(a, gaussian(2.)))):
+        close(twice(ours(z1, z2), z1), twice(dense(*wide), wide[0]), 1e-5, 'second derivative')
+    assert set(runs)=={'lse', 'lse_grad', 'kernel_mean'}   # the last through the sums themselves, which the gradient contains
 
 
 @needs_kernels
 @pytest.mark.parametrize('bad', (torch.nan, torch.inf))
-def test_bad_numbers_are_never_hidden(bad):
+def test_bad_numbers_are_never_hidden(bad, runs):
     z = rows(20, 16, torch.float32).detach()
     z[3, 2] = bad
     z.requires_grad_()
-    for value in (gpu.row_lse(z, (z,), .2).mean(), gpu.kernel_mean(z, 'gaussian', 2.), gpu.kernel_mean(z, 'log', 2.), gpu.kernel_mean(z, 'imq', 1.)):
+    for value in (log_repulsion(z, z, temperature=.2).mean(), *(mean_kernel(z, k) for k in (gaussian(2.), log(2.), imq(1.)))):
         assert not (value.isfinite() and torch.autograd.grad(value, z)[0].isfinite().all())
+    assert set(runs) >= {'lse', 'kernel_mean'}
 
 
 @needs_kernels
-def test_results_repeat_to_the_last_bit():
+def test_results_repeat_to_the_last_bit(runs):
     a, b = rows(130, 48, torch.float32, 0), rows(130, 48, torch.float32, 1)
-    def once(): return torch.cat([g.flatten() for g in torch.autograd.grad(gpu.row_lse(a, (a, b), .1).sum() + gpu.kernel_mean(a, 'log', 2.), (a, b))])
+    def once(): return torch.cat([g.flatten() for g in torch.autograd.grad(log_repulsion(a, a, b, temperature=.1).sum() + mean_kernel(a, log(2.)), (a, b))])
     assert torch.equal(once(), once())
 
 
 @needs_kernels
-def test_refusals():
-    z = rows(4, 3, torch.float32)
-    for call, text in ((lambda: gpu.row_lse(z, (), .1), 'at least one tensor'), (lambda: gpu.row_lse(z, (z[:, :2],), .1), r'every block must be \(4, 3\).* got \(4, 2\)'),
-                       (lambda: gpu.row_lse(z, (z.half(),), .1), 'every block must be'), (lambda: gpu.row_lse(z, (z,), .1, offset=1), 'must exist'),
-                       (lambda: gpu.row_lse(z, (z,), .1, keys=torch.ones(4)), 'keys must be'), (lambda: gpu.kernel_mean(z, 'riesz', 1.), 'kind must be one of'),
-                       (lambda: gpu.cross_lse(z, z[1:], .1), 'z2 must be like z1'), (lambda: gpu.row_lse(z, (z,), 0), 'temperature must be a number > 0, got 0'), (lambda: gpu.row_lse(z, (z,), torch.ones(2)), 'must hold one number'),
-                       (lambda: gpu.kernel_mean(z, 'log', -1.), 'param must be'), (lambda: gpu.kernel_mean(z[:1], 'log', 1.), 'no negatives')):
-        with pytest.raises(ValueError, match=text): call()
+@pytest.mark.parametrize('name', LOSSES)
+def test_losses_by_kernels_equal_losses_by_tiles(name, runs):
+    given = {k: dict(temperature=.2, n=70)[k] for k, default in loss_parameters(LOSSES[name].fn).items() if default is inspect.Parameter.empty}
+    loss, z = make_loss(name, **given), [(.9*rows(70, 48, torch.float32, s).detach()).requires_grad_() for s in range(2)]   # spectral clips at length 1
+    got = torch.autograd.grad(loss(*z), z)
+    assert bool(runs)==(name not in WITHOUT)
+    runs.clear()
+    wide = [x.detach().double().requires_grad_() for x in z]   # the kernels don't take float64
+    for g, g0 in zip(got, torch.autograd.grad(loss(*wide), wide)): close(g, g0, 2e-5, name)
+    assert not runs
+
+
+@needs_kernels
+def test_what_the_kernels_cannot_do_goes_by_tiles(runs):
+    z = rows(20, 16, torch.float32)
+    labels = torch.arange(20, device=DEVICE) % 3
+    for call in (lambda: log_repulsion(z, z, temperature=.1, tile=8), lambda: log_repulsion(z.double(), z.double(), temperature=.1), lambda: mean_kernel(z, gaussian(2.), tile=8),
+                 lambda: mean_kernel(z, riesz(-1.)), lambda: class_repulsion(z, labels, same=True, temperature=.1), lambda: mean_kernel(torch.ones(4, 513, device=DEVICE), gaussian(2.))):
+        assert call().isfinite().all()
+    assert not runs
     seen = []
     torch.vmap(lambda x: (seen.append(gpu.why_not(x)), x.sum())[1])(torch.ones(2, 4, 3, device=DEVICE))
     assert 'vmap' in seen[0]
 
 
-def compare_mean(z, kind, param, what, view=lambda t: t, floor=None):
+def compare_mean(z, kernel, what, runs, view=lambda t: t, floor=None):
     wide = z.detach().double().requires_grad_()
-    got, want = gpu.kernel_mean(view(z), kind, param), dense_mean(view(wide), kind, param)
-    with torch.no_grad(): assert_close(gpu.kernel_mean(view(z), kind, param), got, rtol=1e-6, atol=1e-7)
-    assert got.dtype==torch.float32 and got.shape==()
+    runs.clear()
+    got, want = mean_kernel(view(z), kernel), dense_mean(view(wide), kernel)
+    with torch.no_grad(): assert_close(mean_kernel(view(z), kernel), got, rtol=1e-6, atol=1e-7)
+    assert got.dtype==torch.float32 and got.shape==() and runs==['kernel_mean']*2
     close(got.detach(), want.detach(), 5e-6, what + ' value', floor=.1)
     g, = torch.autograd.grad(got, z)
     g0, = torch.autograd.grad(want, wide)
@@ -271,11 +281,11 @@ def compare_mean(z, kind, param, what, view=lambda t: t, floor=None):
 
 @needs_kernels
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
-@pytest.mark.parametrize('kind, param', (('gaussian', 2.), ('gaussian', .5), ('log', 2.), ('imq', 1.), ('imq', .5)))
-def test_kernel_mean_equals_dense(dtype, kind, param):
-    for B, D in product(SIZES, DIMS): compare_mean(rows(B, D, dtype), kind, param, f'{kind} {dtype} B={B} D={D}')
+@pytest.mark.parametrize('kernel', (gaussian(2.), gaussian(.5), log(2.), imq(1.), imq(.5)), ids=str)
+def test_kernel_mean_equals_dense(dtype, kernel, runs):
+    for B, D in product(SIZES, DIMS): compare_mean(rows(B, D, dtype), kernel, f'{kernel} {dtype} B={B} D={D}', runs)
     for hard, (B, D) in product(('identical', 'zero', 'zeros'), ((2, 3), (17, 48), (130, 128))):
-        compare_mean(rows(B, D, dtype, 0, hard), kind, param, f'{kind} {hard} {dtype} B={B} D={D}')
+        compare_mean(rows(B, D, dtype, 0, hard), kernel, f'{kernel} {hard} {dtype} B={B} D={D}', runs)
 
 
 @pytest.mark.skipif(not CUDA, reason='no CUDA device')
@@ -292,8 +302,8 @@ def test_large_batches_and_their_time(B, dtype, capsys):
             start.record(); f(); stop.record(); stop.synchronize()
             seconds.append(start.elapsed_time(stop)/1e3)
         return statistics.median(seconds[2:])
-    for name, ours, dense in (('row_lse', lambda: gpu.row_lse(z, (z,), .1).mean(), lambda: dense_lse(wide, (wide,), .1).mean()),
-                              ('kernel_mean', lambda: gpu.kernel_mean(z, 'gaussian', 2.), lambda: dense_mean(wide, 'gaussian', 2.))):
+    for name, ours, dense in (('log_repulsion', lambda: log_repulsion(z, z, temperature=.1).mean(), lambda: dense_lse(wide, (wide,), .1).mean()),
+                              ('mean_kernel', lambda: mean_kernel(z, gaussian(2.)), lambda: dense_mean(wide, gaussian(2.)))):
         got, want = ours(), dense()
         assert_close(got, want, rtol=1e-5, atol=1e-6)
         g, g0 = torch.autograd.grad(got, z)[0].float(), torch.autograd.grad(want, wide)[0]
