@@ -68,7 +68,7 @@ def _in_a_line(cls, error:dict)->str:
     text = error['msg'].removeprefix('Value error, ').removeprefix('Input should be ')
     return f"{cls.__name__}: {name} must be {text}, got {error['input']!r}" if name else text
 
-# %% ../nbs/12_experiment.ipynb #3578b420
+# %% ../nbs/12_experiment.ipynb #1ac85f4c
 class Config(Parameters):
     "All parameters of a pre-training run."
     loss:str = 'ntxent'                                  # one of `LOSSES`
@@ -94,6 +94,7 @@ class Config(Parameters):
     n_train:int|None = Field(None, ge=2)                 # training images, the same for every seed; None takes all
     evaluate_on:str = 'test'                             # 'test', or 'validation': a fifth of the training images, which are then not trained on
     checkpoint_every:int = Field(1, ge=1)                # epochs
+    keep_checkpoints:int = Field(1, ge=1)                # at most; a training goes on from the newest that is whole
     keep_encoder:bool = False                            # write the weights beside the result
     seed:int = Field(0, ge=0)
     n_measured:int = Field(512, ge=2)                    # test images on which the geometry is followed
@@ -178,7 +179,7 @@ def _in_project(path:str)->Path:
     "A relative path is meant from the working directory if it exists there, else from the project."
     return Path(path) if Path(path).exists() else project_root()/path
 
-# %% ../nbs/12_experiment.ipynb #e39f06d3
+# %% ../nbs/12_experiment.ipynb #40c5adfc
 @torch.no_grad()
 def embed(
     model:nn.Module,     # images -> (h, z)
@@ -209,7 +210,7 @@ def pretrain(
         return measure(z1, z2, unit(z1)) | dict(feature_effective_rank=effective_rank(h1))
     keep_memory()
     history = fit(model, data.train.x, config.objective.to(device), replace(views, dtype=config.compute.precision, compile=bool(config.compile)), config.recipe,
-                  generator=generator(config.seed), compute=config.compute, on_epoch=follow, checkpoint=checkpoint, every=config.checkpoint_every, progress=progress)
+                  generator=generator(config.seed), compute=config.compute, on_epoch=follow, checkpoint=checkpoint, every=config.checkpoint_every, keep=config.keep_checkpoints, progress=progress)
     return model, history
 
 def features(
@@ -257,7 +258,7 @@ def as_dataset(
     data |= spectra | dict(peak_memory=((), float(peak)))
     ds = xr.Dataset({name: (dims, np.asarray(values, float), dict(zip(('long_name', 'units'), VARIABLES[name]))) for name, (dims, values) in data.items()})
     objective = config.objective
-    scalars = {k: v for k, v in config.scalars.items() if k not in ('device', 'data_dir')}
+    scalars = {k: v for k, v in config.scalars.items() if k not in ('device', 'data_dir', 'keep_checkpoints')}
     numbers = {k: float(v) for k, v in objective.params.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
     ds = ds.assign_coords(epoch=('epoch', 1 + np.arange(config.n_epochs), dict(long_name='epochs trained')), **{dim: 1 + np.arange(len(values)) for dim, values in spectra.values()},
                           objective=objective.label, **scalars, **{k: v for k, v in numbers.items() if k not in scalars})

@@ -405,7 +405,7 @@ def _conclude(folder, values, error=None, seconds=None, wrong=False)->dict:
     if seconds is not None: state['seconds'] = round(seconds, 3)
     _keep_notebook(folder)
     if done:
-        (folder/'checkpoint.pt').unlink(missing_ok=True)
+        for old in folder.glob('checkpoint*.pt'): old.unlink(missing_ok=True)
         state['result'] = _stamp(folder/'result.nc')
     if state!=before: write_json(folder/'run.json', state)
     return state

@@ -125,7 +125,7 @@ def keep_memory()->bool:
     trim_threshold, top_pad, mmap_max = -1, -2, -4   # names of mallopt(3)
     return all([mallopt(trim_threshold, -1), mallopt(top_pad, 64*2**20), mallopt(mmap_max, 0)])
 
-# %% ../nbs/09_train.ipynb #eabbd0cb
+# %% ../nbs/09_train.ipynb #68feedbe
 def fit(
     model:nn.Module,                 # images -> (h, z)
     images:Tensor,                   # (N, C, H, W) uint8, on the model's device; the same in every process
@@ -137,10 +137,12 @@ def fit(
     on_epoch:Callable|None=None,     # called with the model after each epoch, returns a dict of numbers for the history
     checkpoint=None,                 # path; training goes on from it if it exists
     every:int=1,                     # epochs between checkpoints; there is one after the last epoch in any case
+    keep:int=1,                      # >= 1, checkpoints at most; training goes on from the newest that is whole
     progress:bool=True,              # show a bar
 )->dict[str, list]:                  # one list an epoch each: train_loss, seconds, views_per_second and what `on_epoch` gave
     "Train `model` and return the history."
     (rank, size), N, B, device = rank_and_size(), len(images), recipe.batch_size, images.device
+    if keep<1: raise ValueError(f"fit: keep must be a whole number >= 1, got {keep}")
     if B>N: raise ValueError(f"fit: a batch of {B} is larger than the dataset of {N} images")
     if B%(size*compute.n_parts): raise ValueError(f"fit: a batch of {B} must divide into {size} processes of {compute.n_parts} parts each")
     if compute.accumulate: check_separable(loss, compute.n_parts)
@@ -186,7 +188,7 @@ def fit(
             if size>1: dist.broadcast_object_list(rows := [row]); row = rows[0]
             for name, value in row.items(): history.setdefault(name, []).append(value)
             if checkpoint is not None and ((epoch+1)%every==0 or epoch+1==recipe.n_epochs):
-                if rank==0: save_checkpoint(checkpoint, **state, history=history)
+                if rank==0: save_checkpoint(checkpoint, **state, history=history, keep=keep)
                 good = epoch+1
             bar.set_postfix(loss=f"{row['train_loss']:.4f}")
     return history

@@ -16,7 +16,7 @@ WORKER = textwrap.dedent('''
     from contrastive_nb.train import fit
     from contrastive_nb.views import VIEWS
 
-    folder, moment, count, optimizer = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+    folder, moment, count, optimizer, keep = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], int(sys.argv[5])
     torch.set_num_threads(1)
 
     def dies(fn, at, half=False):
@@ -43,14 +43,14 @@ WORKER = textwrap.dedent('''
     images = torch.randint(256, (48, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     model = make_encoder('small', projector=(16, 8))
     history = fit(model, images, loss, views, Recipe(n_epochs=5, batch_size=16, n_warmup=1, optimizer=optimizer), generator=torch.Generator().manual_seed(1),
-                  on_epoch=measure, checkpoint=folder + '/checkpoint.pt', every=2, progress=False)
+                  on_epoch=measure, checkpoint=folder + '/checkpoint.pt', every=1 if keep>1 else 2, keep=keep, progress=False)
     torch.save(dict(model=model.state_dict(), train_loss=history['train_loss']), folder + '/end.pt')
 ''')
 
 
-def run(script, folder, *how):
+def run(script, folder, *how, keep=1):
     folder.mkdir(exist_ok=True)
-    return subprocess.run([sys.executable, str(script), str(folder), *how], capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'), timeout=300)
+    return subprocess.run([sys.executable, str(script), str(folder), *how, str(keep)], capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'), timeout=300)
 
 def end(folder): return torch.load(folder/'end.pt', weights_only=True)
 
@@ -95,3 +95,24 @@ def test_killed_again_and_again(script, whole, tmp_path):
     for moment, count in (('step', '9'), ('writing', '1'), ('epoch', '2'), ('renamed', '1')): assert run(script, folder, moment, count, 'sgd').returncode==-9
     assert run(script, folder, 'never', '0', 'sgd').returncode==0
     assert end(folder)['train_loss']==whole('sgd')['train_loss']
+
+
+# with keep=3 and a checkpoint an epoch: 0, 1, 2, 2, 2 older ones are renamed before the new one gets its name
+@pytest.mark.parametrize('moment, count', [pytest.param('renaming', 5, id='between'), pytest.param('renamed', 2, id='gap', marks=pytest.mark.slow), pytest.param('renaming', 6, id='last', marks=pytest.mark.slow)])
+def test_killed_while_older_checkpoints_move(script, whole, tmp_path, moment, count):
+    folder = tmp_path/'run'
+    assert run(script, folder, moment, str(count), 'sgd', keep=3).returncode==-9
+    assert len(list(folder.glob('checkpoint*.pt'))) in (1, 2, 3)
+    assert run(script, folder, 'never', '0', 'sgd', keep=3).returncode==0
+    assert end(folder)['train_loss']==whole('sgd')['train_loss'] and all(torch.equal(v, end(folder)['model'][k]) for k, v in whole('sgd')['model'].items())
+    assert sorted(p.name for p in folder.iterdir())==['checkpoint.1.pt', 'checkpoint.2.pt', 'checkpoint.pt', 'end.pt']
+
+
+def test_a_damaged_newest_checkpoint(script, whole, tmp_path):
+    "What was lost is trained again, to the same bits."
+    folder = tmp_path/'run'
+    assert run(script, folder, 'step', '12', 'sgd', keep=2).returncode==-9   # in epoch 4, so that 2 and 3 are kept
+    os.truncate(folder/'checkpoint.pt', (folder/'checkpoint.pt').stat().st_size//2)
+    again = run(script, folder, 'never', '0', 'sgd', keep=2)
+    assert again.returncode==0 and 'going on from checkpoint.1.pt, after epoch 2' in again.stderr, again.stderr[-3000:]
+    assert end(folder)['train_loss']==whole('sgd')['train_loss'] and all(torch.equal(v, end(folder)['model'][k]) for k, v in whole('sgd')['model'].items())
