@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['VARIABLES', 'AXES', 'Parameters', 'Config', 'Data', 'prepare', 'shuffled', 'set_aside', 'project_root', 'embed',
-           'pretrain', 'features', 'probe', 'as_dataset', 'device_name', 'run_folder', 'save_run', 'Verdict', 'near',
-           'theory_dataset', 'verdict_table', 'minimise']
+           'pretrain', 'features', 'probe', 'as_dataset', 'device_name', 'run_folder', 'save_run', 'run_pretrain',
+           'Verdict', 'near', 'theory_dataset', 'verdict_table', 'minimise']
 
-# %% ../nbs/12_experiment.ipynb #5615a87d
+# %% ../nbs/12_experiment.ipynb #4a3b6bfa
 import hashlib
 import json
 import math
@@ -31,6 +31,7 @@ from .images import Images, load_images
 from .losses import Loss, make_loss
 from .metrics import effective_rank, measure, singular_values
 from .optim import Recipe
+from .parallel import join
 from .probe import Score, knn, linear_probe
 from .record import provenance, read_json, save_dataset, to_json
 from .sphere import unit
@@ -68,7 +69,7 @@ def _in_a_line(cls, error:dict)->str:
     text = error['msg'].removeprefix('Value error, ').removeprefix('Input should be ')
     return f"{cls.__name__}: {name} must be {text}, got {error['input']!r}" if name else text
 
-# %% ../nbs/12_experiment.ipynb #1ac85f4c
+# %% ../nbs/12_experiment.ipynb #8f55f377
 class Config(Parameters):
     "All parameters of a pre-training run."
     loss:str = 'ntxent'                                  # one of `LOSSES`
@@ -91,6 +92,7 @@ class Config(Parameters):
     precision:str = 'auto'                               # of the encoder while it trains: float32, bfloat16, or auto: bfloat16 on a GPU
     compile:str = ''                                     # '' or a mode of torch.compile, for encoder and views
     n_parts:int = 1                                      # parts of a batch that are embedded one after the other, for less memory
+    batch_norm:str = 'local'                             # in several processes: local, or sync (GPU only)
     n_train:int|None = Field(None, ge=2)                 # training images, the same for every seed; None takes all
     evaluate_on:str = 'test'                             # 'test', or 'validation': a fifth of the training images, which are then not trained on
     checkpoint_every:int = Field(1, ge=1)                # epochs
@@ -120,7 +122,7 @@ class Config(Parameters):
     def compute(self)->Compute:
         "Precision and compilation; channels last, which was as fast or faster for every encoder and precision that was timed."
         precision = ('bfloat16' if self.torch_device.type=='cuda' else 'float32') if self.precision=='auto' else self.precision
-        return Compute(precision=precision, channels_last=True, compile=self.compile, n_parts=self.n_parts)
+        return Compute(precision=precision, channels_last=True, compile=self.compile, n_parts=self.n_parts, batch_norm=self.batch_norm)
 
     @property
     def torch_device(self)->torch.device:
@@ -179,7 +181,7 @@ def _in_project(path:str)->Path:
     "A relative path is meant from the working directory if it exists there, else from the project."
     return Path(path) if Path(path).exists() else project_root()/path
 
-# %% ../nbs/12_experiment.ipynb #40c5adfc
+# %% ../nbs/12_experiment.ipynb #807a0b1f
 @torch.no_grad()
 def embed(
     model:nn.Module,     # images -> (h, z)
@@ -218,7 +220,8 @@ def features(
     config:Config,
     images:Images,
 )->tuple[Tensor, Tensor]:   # (N, F) features before the projector, (N, D) embeddings on the sphere
-    "What the encoder makes of un-augmented images."
+    "What the encoder makes of un-augmented images; nothing that could augment them, such as a loader, is taken."
+    if not isinstance(images, Images): raise ValueError(f"features: images must be Images, un-augmented pixels, got {type(images).__name__}, which may augment them; remedy: prepare(config).train or .test")
     h, z = zip(*(embed(model, VIEWS[config.views].plain(x)) for x in images.x.split(4096)))
     return torch.cat(h), unit(torch.cat(z))
 
@@ -292,6 +295,22 @@ def save_run(
     save_dataset(ds, path := Path(folder)/'result.nc', experiment=experiment, notebook=code, question=question, parameters=config.model_dump(), run_seconds=round(time.time()-started, 2),
                  **(dict(data=data.sources) if data else {}), **origin)
     return path
+
+# %% ../nbs/12_experiment.ipynb #f68e7db0
+def run_pretrain(
+    config:Config,
+    out:str='',          # folder of the run, '' for one of its own in the project's data/runs
+    progress:bool=True,
+)->xr.Dataset|None:      # what was measured; None in all processes but the first
+    "Train, measure and write result.nc; under torchrun together with the other processes."
+    started, (rank, _) = time.time(), join(config.torch_device)
+    data, folder = prepare(config), run_folder(str(out), 'pretrain', config)
+    model, history = pretrain(config, data, checkpoint=folder/'checkpoint.pt', progress=progress)
+    if rank>0: return None
+    (train_h, _), (test_h, test_z) = (features(model, config, images) for images in (data.train, data.test))
+    ds = as_dataset(config, history, probe(train_h, test_h, config, data), test_h, test_z)
+    save_run(ds, folder, 'pretrain', config, started)
+    return ds
 
 # %% ../nbs/12_experiment.ipynb #0324bdaf
 class Verdict(NamedTuple):
