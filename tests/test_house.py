@@ -2,6 +2,7 @@
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -54,6 +55,37 @@ def test_notebooks_are_clean(copy):
 def test_experiments_carry_no_outputs():
     for path in (ROOT/'nbs'/'experiments').glob('*.ipynb'):
         assert not any(c.get('outputs') for c in json.loads(path.read_text())['cells']), path
+
+
+def undescribed(notebook):
+    "Numbers of the cells with a figure and without words for those who can't see it: `#| fig-alt: ...`, or a caption, **Figure 1.** ..., right before."
+    found, before = [], ''
+    for i, cell in enumerate(notebook['cells']):
+        source = ''.join(cell['source'])
+        data = [{k: ''.join(v) for k, v in o.get('data', {}).items() if k.startswith(('image/', 'text/html'))} for o in cell.get('outputs', ())]
+        html = source if cell['cell_type']=='markdown' else ' '.join(d.get('text/html', '') for d in data)
+        pictures = re.findall(r'<(?:img|canvas)\b[^>]*>', html)
+        said = [re.search(r'\b(?:alt|aria-label)="([^"]*)"', p) for p in pictures]
+        said = [m[1] if m else '' for m in said] + (re.findall(r'!\[([^\]]*)\]\(', source) if cell['cell_type']=='markdown' else [])
+        drawn = cell['cell_type']=='code' and not source.startswith('#| hide') and (any(k.startswith('image/') for d in data for k in d) or re.search(r'^(?:fig\b|plt\.(?!close))', source, re.M))
+        if drawn: said += [m[1] if (m := re.search(r'^#\| fig-alt: (.*)', source, re.M) or re.search(r'\*\*Figure \d+\.\*\* (.*)', before)) else '']
+        if any(len(text.strip())<20 for text in said): found += [i]
+        before = source
+    return found
+
+
+@pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda p: str(p.relative_to(ROOT/'nbs').with_suffix('')))
+def test_figures_have_words_for_those_who_cannot_see_them(notebook):
+    assert undescribed(json.loads(notebook.read_text(encoding='utf-8')))==[]
+
+
+def test_figures_without_words_are_found():
+    def code(source, **data): return dict(cell_type='code', source=source, outputs=[dict(data=data)] if data else [])
+    def text(source): return dict(cell_type='markdown', source=source)
+    words = 'Loss against epoch, falling for all'
+    good = [code(f'#| fig-alt: {words}\nplt.figure()'), text(f'**Figure 1.** {words}'), code('fig = 1', **{'image/png': ''}), text(f'![{words}](a.svg)'), code('show()', **{'text/html': f'<canvas aria-label="{words}">'}), code('def draw():\n    plt.figure()')]
+    bad = [code('plt.figure()'), code('against(ds)', **{'image/svg+xml': ''}), code('#| fig-alt: Figure\nplt.figure()'), text('![](a.svg)'), text('<img src="a.svg">'), code('show()', **{'text/html': '<img src="data:">'})]
+    assert undescribed(dict(cells=good))==[] and undescribed(dict(cells=bad))==[*range(len(bad))]
 
 
 def test_chapters_are_numbered_without_gaps(): assert [int(p.stem[:2]) for p in CHAPTERS]==list(range(len(CHAPTERS)))

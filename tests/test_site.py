@@ -280,6 +280,21 @@ def test_a_dead_link_is_an_error_and_a_missing_front_page_is_not(toy, tmp_path):
     assert not {'changelog.html', 'cite.html'} & names(tmp_path/'html')
 
 
+def test_a_figure_without_alternative_text_is_an_error(toy, tmp_path):
+    picture = dict(output_type='display_data', metadata={}, data={'image/svg+xml': '<svg xmlns="http://www.w3.org/2000/svg"></svg>'})
+    table = dict(output_type='display_data', metadata={}, data={'text/html': '<label title="Show"><svg class="icon"></svg></label>'})
+    cells = json.loads(notebook(['# Drawn', '#| fig-alt: A line that rises\nplot()', 'table()']))
+    for cell, output in zip(cells['cells'][1:], (picture, table)): cell['outputs'] = [output]
+    file = toy/'nbs/01_drawn.ipynb'
+    file.write_text(json.dumps(cells))
+    status, said = build(toy, tmp_path/'html')
+    page = (tmp_path/'html/drawn.html').read_text(encoding='utf-8')
+    assert status==0 and re.search(r'<img[^>]*alt="A line that rises"', page) and '<svg aria-hidden="true" class="icon">' in page, said
+    file.write_text(json.dumps(cells).replace('#| fig-alt: A line that rises\\n', ''))
+    status, said = build(toy, tmp_path/'html')
+    assert status!=0 and 'a figure without alternative text' in said and 'drawn' in said
+
+
 def test_a_folder_that_is_no_site_is_left_alone(toy, tmp_path):
     (tmp_path/'mine').mkdir()
     (tmp_path/'mine/thesis.tex').write_text('years of work')

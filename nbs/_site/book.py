@@ -7,6 +7,7 @@ from pathlib import Path
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.pycode import ModuleAnalyzer
+from sphinx.util import logging
 
 from docments import imported, only_imports, symbols
 
@@ -68,6 +69,8 @@ def settled(outputs):
         else: found.append(output | dict(text=''.join(output['text'])))
     for output in found:
         if output['output_type']=='stream': output['text'] = re.sub(r'[^\n]*\r(?!\n)(?=[^\n])', '', output['text'])
+        if html := ''.join(output.get('data', {}).get('text/html', '')):   # icons of xarray: the labels around them have titles
+            output['data'] = output['data'] | {'text/html': re.sub(r'<svg(?![^>]*\b(?:role|aria-))', '<svg aria-hidden="true"', html)}
     return found
 
 
@@ -84,7 +87,8 @@ class Page:
         self.module = marks.get('default_exp', self.module)
         self.names |= imported(source, self.package)
         if 'hide' in marks or not source: return
-        shown = dict(image=dict(alt=marks.get('fig-alt') or self.caption() or 'Figure drawn by the code above'))
+        alt = marks.get('fig-alt') or self.caption()
+        shown = dict(image=dict(alt=alt)) if alt else {}
         meta = dict(tags=list(cell['metadata'].get('tags', [])), mystnb=shown)
         if marks.get('echo')=='false': meta['tags'].append('remove-input')
         if marks.get('code-fold')=='true':
@@ -164,6 +168,12 @@ def read_source(app, docname, source):
     source[0] = json.dumps(dict(cells=cells, metadata=metadata, nbformat=4, nbformat_minor=5))
 
 
+def described(app, doctree):
+    "A figure that says nothing to those who can't see it is a warning, hence an error."
+    for image in doctree.findall(nodes.image):
+        if not image.get('alt', '').strip(): logging.getLogger(__name__).warning('a figure without alternative text: `#| fig-alt: ...` in its cell gives it', location=image)
+
+
 def link_names(app, doctree, docname):
     "Names in the prose of a page that it defines or imports lead to the reference."
     names = getattr(app.env, 'book_names', {}).get(docname.removeprefix('api/'), {})
@@ -200,6 +210,7 @@ def setup(app):
     for name in ('root', 'package', 'repository', 'branch'): app.add_config_value(f'book_{name}', '', 'env', types=(str,))
     app.add_html_math_renderer('katex', formula('span'), formula('div'))
     app.connect('source-read', read_source)
+    app.connect('doctree-read', described)
     app.connect('doctree-resolved', link_names)
     app.connect('viewcode-find-source', module_source)
     app.connect('html-page-context', add_katex)
