@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
@@ -262,6 +263,17 @@ def test_an_experiment_runs_again_only_when_it_or_what_it_uses_changes(runs, toy
     assert again()==2
     file.write_text(json.dumps(cells).replace('42', '43'))
     assert again()==3 and len(list((tmp_path/'cache').iterdir()))==1      # older ones are removed
+
+
+def test_the_workflow_keeps_executed_experiments_until_something_that_they_use_changes(runs):
+    steps = yaml.safe_load((ROOT/'.github/workflows/docs.yaml').read_text())['jobs']['build']['steps']
+    place, cache = next((i, s['with']) for i, s in enumerate(steps) if s.get('uses', '').startswith('actions/cache@'))
+    assert place<[s.get('run') for s in steps].index('make docs') and f"ROOT/'{cache['path']}'" in (ROOT/'nbs/_site/build.py').read_text()
+    prefix, patterns = re.fullmatch(r'([\w-]+)\$\{\{ hashFiles\((.*)\) \}\}', cache['key']).groups()
+    assert cache['restore-keys']==prefix
+    hashed = {f for pattern in re.findall(r"'([^']+)'", patterns) for f in ROOT.glob(pattern)}
+    read = {f for notebook in ROOT.glob('nbs/experiments/*.ipynb') for f in runs.ingredients(notebook, ROOT, 'contrastive_nb')}
+    assert len(read)>20 and read <= hashed
 
 
 def test_an_experiment_that_fails_fails_the_build(toy, tmp_path):

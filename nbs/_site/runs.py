@@ -30,11 +30,14 @@ def used(source, package):
     return sorted(found)
 
 
-def fingerprint(notebook, root, package):
-    "Changes with the notebook, the modules it uses, the pinned versions, and the data it may read."
+def ingredients(notebook, root, package):
+    "What a run depends on: the notebook, the modules it uses, the pinned versions, and the data it may read."
     files = [notebook, *used(code(json.loads(notebook.read_text(encoding='utf-8'))), root/package), root/'constraints.txt']
     files += sorted(f for pattern in ('*.csv', 'results/*') for f in (root/'data').glob(pattern))
-    return hashlib.sha256(b''.join(f.name.encode() + f.read_bytes() for f in files if f.is_file())).hexdigest()[:12]
+    return [f for f in files if f.is_file()]
+
+
+def fingerprint(notebook, root, package): return hashlib.sha256(b''.join(f.name.encode() + f.read_bytes() for f in ingredients(notebook, root, package))).hexdigest()[:12]
 
 
 def execute(notebook, folder, root):
