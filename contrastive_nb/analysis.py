@@ -174,16 +174,25 @@ def palette(
     objectives = ds.objective.values.reshape(-1).tolist()
     return colours(objectives, loss_names(ds) if 'loss' in ds.coords else None)
 
+def _literal(text:str)->str:
+    "The text for a figure, in which a dollar is a dollar and starts no formula."
+    return text.replace('$', r'\$')
+
 def _title(x:xr.DataArray)->str:
     "Axis label: long name with its unit."
     units = x.attrs.get('units', '1')
-    return x.attrs.get('long_name', str(x.name).replace('_', ' ')) + (f' [{units}]' if units!='1' else '')
+    return _literal(x.attrs.get('long_name', str(x.name).replace('_', ' ')) + (f' [{units}]' if units!='1' else ''))
 
 def _frame(x:xr.DataArray, *keep:str)->pd.DataFrame:
     "Long table of the array's values along `keep`, missing ones left out."
     for d in keep:
         if d not in x.dims: x = x.expand_dims(d)
-    return x.to_dataframe(name='value').reset_index().dropna(subset='value')
+    frame = x.to_dataframe(name='value').reset_index().dropna(subset='value')
+    return frame.assign(objective=frame.objective.map(_literal))
+
+def _hues(ds:xr.Dataset)->dict:
+    "For seaborn: a line an objective, in its colour."
+    return dict(hue='objective', palette={_literal(name): colour for name, colour in palette(ds).items()})
 
 def against(
     ds:xr.Dataset,
@@ -195,7 +204,7 @@ def against(
         fig, ax = plt.subplots()
         value = final(ds, name)
         frame = _frame(value, x, 'objective', 'seed')
-        sns.lineplot(frame, x=x, y='value', hue='objective', palette=palette(ds), marker='o', errorbar=('pi', 100), ax=ax)
+        sns.lineplot(frame, x=x, y='value', **_hues(ds), marker='o', errorbar=('pi', 100), ax=ax)
         ticks = sorted(frame[x].unique())
         if len(ticks)>1 and min(ticks)>0 and max(ticks)/min(ticks)>=4: ax.set_xscale('log', base=2)
         ax.set_xticks(ticks, [f'{t:g}' for t in ticks]); ax.minorticks_off()
@@ -217,7 +226,8 @@ def curves(
     if relative: x = (x/x.isel({along: 0})).assign_attrs(x.attrs | dict(long_name=f"{x.attrs.get('long_name', name)} / largest"))
     frame = _frame(x, 'batch_size', 'objective', 'seed')
     with plt.rc_context(STYLE):
-        grid = sns.relplot(frame, x=along, y='value', hue='objective', palette=palette(ds), col='batch_size', kind='line', errorbar=('pi', 100), height=2.9, aspect=.95)
+        grid = sns.relplot(frame, x=along, y='value', **_hues(ds), col='batch_size', kind='line', errorbar=('pi', 100), height=2.9, aspect=.95,
+                           facet_kws=dict(legend_out=False))   # no room kept beside the panels: long names would leave them none
         grid.set_titles('batch size {col_name}').set_axis_labels(along, _title(x.rename(name)))
         if log: grid.set(yscale='log', ylim=(max(1e-4, .5*frame.value.min()), None))   # below lies rounding
         sns.move_legend(grid, 'lower center', bbox_to_anchor=(.5, 1), ncol=2, title=None)

@@ -1,9 +1,12 @@
 "The commands end to end: run, sweep, go on, collect, report; and one clear line with exit code 2 where the request makes no sense."
+import base64
 import json
 import math
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from PIL import Image
 
 from contrastive_nb.cli import main
 from contrastive_nb.experiment import Config
+from contrastive_nb.record import save_dataset
 from contrastive_nb.sweep import declared, read_notebook, resolve
 
 ROOT = Path(__file__).parents[1]
@@ -169,6 +173,44 @@ def test_the_module_is_a_program():
     def run(*words): return subprocess.run([sys.executable, '-m', 'contrastive_nb.cli', *words], capture_output=True, text=True, cwd=ROOT)
     assert (done := run('--help')).returncode==0 and 'python -m contrastive_nb.cli' in done.stdout and all(name in done.stdout for name in main.commands), done
     assert (done := run('collect', 'nowhere')).returncode==2 and done.stderr=='contrastive-nb: there is no sweep in nowhere\n'
+
+
+EVIL = '''<script>alert(1)</script> "><img src=x onerror=alert(1)> ' onload='alert(1) R&D &lt; &amp; {{ 7*7 }}{% raw %} --><!-- ]]> </title></style></html> $\\no{ $'''
+
+
+class Page(HTMLParser):
+    "The elements of a page with their attributes, its text, and its pictures."
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.text, self.pictures = [], '', []
+        self.feed(html)
+        self.close()
+    def handle_data(self, data): self.text += data
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags += [(tag, *sorted(attrs))]
+        if tag=='img': self.pictures += [base64.b64decode(attrs['src'].removeprefix('data:image/svg+xml;base64,')).decode()]
+    def handle_comment(self, data): self.tags += [('comment', data)]
+
+
+def test_a_report_shows_text_from_parameters_as_text(tmp_path):
+    ds = xr.load_dataset(ROOT/'data'/'results'/'digits_demo.nc').isel(batch_size=[0])
+    def page(word):
+        "The report of a dataset in which `word` is everywhere where a user's text may stand, written by the command."
+        names = [f'{word} {name}' for name in ds.objective.values]
+        named = ds.assign_coords(objective=names, dataset=[word], note=word).assign_attrs(
+            question=word, experiment=word, commit=word, absent=json.dumps({word: word}), protocol=json.dumps({word: {word: word}}))
+        named['probe_accuracy'].attrs |= dict(long_name=word, units=word)
+        file = tmp_path/'results.nc'
+        save_dataset(named, file)
+        code, said = call('report', file)
+        assert code==0, said
+        return Page(file.with_suffix('.html').read_text(encoding='utf-8'))
+    plain, shown = page('word'), page(EVIL)
+    assert shown.tags==plain.tags                                  # nothing was added, closed or left open
+    assert shown.text.count(EVIL)==plain.text.count('word')>=20    # and all of it can be read
+    assert [t.tag for svg in shown.pictures for t in ElementTree.fromstring(svg).iter() if 'script' in t.tag.lower() or 'image' in t.tag.lower()]==[]
+    assert len(shown.pictures)>=6
 
 
 def test_info_lists_what_parameters_may_name():
