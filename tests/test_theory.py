@@ -1,6 +1,9 @@
 "The numbers that the theorems name, each found by a loss, a measure or a search: minima, limits, bounds."
+import json
 import math
-from itertools import combinations
+import re
+from itertools import combinations, takewhile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,3 +138,24 @@ def test_positives_never_exceed_what_negatives_leave():
         assert stats.positive_mean <= 1 + stats.negative_mean + 1/7
     stats = cosine_stats(simplex(8), simplex(8))
     assert abs(stats.positive_mean - 1 - stats.negative_mean - 1/7) < 1e-12
+
+
+def test_every_theorem_of_the_findings_names_a_check_that_exists():
+    folder = Path(__file__).parents[1]/'nbs/findings'
+    text = [''.join(c['source']) for c in json.loads((folder/'01_theory.ipynb').read_text(encoding='utf-8'))['cells'] if c['cell_type']=='markdown']
+    rows = [line for cell in text for line in cell.splitlines() if line.startswith('| ') and not line.startswith(('| ---', '| loss |', '| statement |'))]
+    assert len(rows)>30
+    for row in rows:
+        checks = re.findall(r'\]\((\.\./[^)#]+)#([^)]+)\)', row.rsplit('|', 2)[1])
+        assert checks, f'no check: {row}'
+        for path, place in checks:
+            file = (folder/path).resolve()
+            if file.suffix=='.py': assert re.search(rf'^def {place}\(', file.read_text(encoding='utf-8'), re.M), row
+            else:       # a heading with code below it, before the next one
+                cells = json.loads(file.read_text(encoding='utf-8'))['cells']
+                lines = [(c['cell_type'], line) for c in cells for line in ''.join(c['source']).splitlines()]
+                start = [i for i, (kind, line) in enumerate(lines) if kind=='markdown' and line.startswith('#') and place==re.sub(r'[^\w -]', '', line.lstrip('# ').lower()).replace(' ', '-')]
+                assert start, f'{path} has no heading {place}'
+                level = re.match('#+', lines[start[0]][1])[0]
+                below = takewhile(lambda l: l[0]!='markdown' or not re.match(rf'#{{1,{len(level)}}} ', l[1]), lines[start[0]+1:])
+                assert any(kind=='code' for kind, _ in below), f'nothing is checked below {path}#{place}'
