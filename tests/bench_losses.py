@@ -8,7 +8,6 @@ Peers: lightly where it is installed, otherwise its dense form written here; DHE
 import argparse
 import math
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
+from bench import COUNTS, interleaved, megabytes, memory, peak
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from contrastive_nb import pairs
 from contrastive_nb.kernels import gaussian, imq, log, riesz
@@ -96,50 +96,25 @@ def step(loss, z1, z2):
     loss(z1, z2).backward()
 
 def products(name, B):
-    "A function that does the loss's matrix products and nothing else: half of a symmetric matrix, two or three times and back."
+    "A function that does the loss's matrix products and nothing else, half of a symmetric matrix, two or three times and back; and how many there are to each that it does."
     views, rows = (1, 2*B) if name in ('NT-Xent', 'DCL') else (2, B)
     once = name.startswith('KCL') or rows**2 <= 2*pairs.KEPT   # tiles are made once
     h, w = (min(n, rows) for n in pairs.TILE)
     a, b, e = torch.randn(h, D), torch.randn(w, D), torch.randn(h, w)
     aT, n = a.T.contiguous(), views*rows**2/2/(h*w)
     def run():
-        start = CLOCK()
-        for _ in range(max(1, math.ceil(n))):
+        for _ in range(math.ceil(n)):
             pairs._product(a, b)
             if not once: pairs._product(a, b)
             pairs._product(e, b.T); pairs._product(aT, e.T)
-        return (CLOCK() - start)*n/max(1, math.ceil(n))
-    return run
+    return run, n/math.ceil(n)
 
-def interleaved(runs, rounds):
-    "Median seconds of each function over `rounds` rounds after one to warm up; one that returns a number has timed itself."
-    times = {name: [] for name in runs}
-    for i in range(rounds+1):
-        for name, f in runs.items():
-            start = CLOCK()
-            own = f()
-            seconds = CLOCK() - start if own is None else own
-            if i: times[name].append(seconds)
-    return {name: statistics.median(v) for name, v in times.items()}
-
-def resident(field):
-    return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith(field))/1024
-
-def memory(who, name, B):
+def measured(who, name, B):
     "Peak MB above the inputs; called in a process of its own."
     torch.set_num_threads(1)
     loss = (OURS | MORE if who=='ours' else THEIRS)[name]
     step(loss, *views(512))
-    z = views(B)
-    before = resident('VmRSS')
-    Path('/proc/self/clear_refs').write_text('5')   # forget the peak so far
-    step(loss, *z)
-    return resident('VmHWM') - before
-
-def memory_of(*what):
-    out = subprocess.run([sys.executable, __file__, '--memory', *map(str, what)], capture_output=True, text=True)
-    return f"{float(out.stdout):,.0f}" if out.returncode==0 else 'failed'
-
+    return peak(step, loss, *views(B))
 
 if __name__=='__main__':
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -150,7 +125,7 @@ if __name__=='__main__':
     args.add_argument('--memory', nargs=3, metavar=('WHO', 'LOSS', 'B'), help='measure one and print it')
     args = args.parse_args()
     if args.memory:
-        print(memory(*args.memory[:2], int(args.memory[2])))
+        print(measured(*args.memory[:2], int(args.memory[2])))
         sys.exit()
     torch.set_num_threads(args.threads)
     CLOCK = time.process_time if args.threads==1 else time.perf_counter
@@ -164,18 +139,20 @@ if __name__=='__main__':
             with torch.no_grad(): torch.testing.assert_close(OURS[name](*z), THEIRS[name](*z), rtol=1e-5, atol=1e-5)
         # one loss at a time, so that its three columns are measured within seconds of each other
         for name in OURS:
-            m = interleaved({'theirs': lambda: step(THEIRS[name], *z), 'ours': lambda: step(OURS[name], *z), 'limit': products(name, B)}, rounds)
+            alone, share = products(name, B)
+            m = interleaved({'theirs': lambda: step(THEIRS[name], *z), 'ours': lambda: step(OURS[name], *z), 'limit': alone}, rounds, CLOCK)
+            m['limit'] *= share
             goal = dict(zip((256, 1024, 4096), GOALS[name])).get(B, '')
             print(f"{name:15}{B:6}{m['theirs']*1e3:11.2f}{m['ours']*1e3:10.2f}{m['theirs']/m['ours']:8.1f}{goal:>7}"
                   + f"{m['theirs']/m['limit']:10.1f}{m['limit']/m['ours']*100:12.0f}", flush=True)
-        m = interleaved({name: lambda f=f: step(f, *z) for name, f in (OURS | MORE).items()}, max(1, rounds//4))
+        m = interleaved({name: lambda f=f: step(f, *z) for name, f in (OURS | MORE).items()}, max(1, rounds//4), CLOCK)
         print(f"  B={B}, of KCL gaussian: " + ', '.join(f"{name} {m[name]/m['KCL gaussian']:.2f}" for name in MORE if 'KCL' in name)
               + '; of NT-Xent: ' + ', '.join(f"{name} {m[name]/m['NT-Xent']:.2f}" for name in MORE if 'KCL' not in name), flush=True)
-    if not args.no_memory and Path('/proc/self/clear_refs').exists():
+    if not args.no_memory and COUNTS:
         many = (1024, 4096) if args.quick else (4096, 8192, 16384, 65536)
         print(f"\nMB above the inputs{'':10}" + ''.join(f"{B:>9,}" for B in many) + f"   theirs at {many[0]:,}")
         for name in OURS:
-            print(f"{name:29}" + ''.join(f"{memory_of('ours', name, B):>9}" for B in many) + f"{memory_of('theirs', name, many[0]):>12}", flush=True)
+            print(f"{name:29}" + ''.join(f"{megabytes(memory(__file__, 'ours', name, B)):>9}" for B in many) + f"{megabytes(memory(__file__, 'theirs', name, many[0])):>12}", flush=True)
     if args.threads==1 and not args.quick and (os.cpu_count() or 1) > 1:
         print()
         subprocess.run([sys.executable, __file__, '--threads', '2', '--no-memory'], check=True)

@@ -7,8 +7,6 @@ Peers: uniformity by pdist; the spectrum by an SVD that also makes the vectors; 
 from the law by numerical inversion of its density, and the distance between the two samples. The last takes a minute and gigabytes at N=10,000, so it is timed
 at N=2,000 and, with `--full`, once at 10,000."""
 import argparse
-import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bench import COUNTS, interleaved, megabytes, memory, peak
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from contrastive_nb import metrics, pairs
 from contrastive_nb.sphere import _log_cosine_constant, unit
@@ -57,33 +56,12 @@ def timed(f, *args):
     out = f(*args)
     return CLOCK() - start, out
 
-def interleaved(runs, rounds):
-    "Median seconds of each function over `rounds` rounds after one to warm up."
-    times = {name: [] for name in runs}
-    for i in range(rounds+1):
-        for name, f in runs.items():
-            seconds, _ = timed(f)
-            if i: times[name].append(seconds)
-    return {name: statistics.median(v) for name, v in times.items()}
-
-def resident(field):
-    return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith(field))/1024
-
-def memory(who, name, N):
+def measured(who, name, N):
     "Peak MB above the input; called in a process of its own."
     torch.set_num_threads(1)
     f = (OURS if who=='ours' else THEIRS)[name]
     f(rows(2100 if who=='ours' else 200))
-    z = rows(N)
-    before = resident('VmRSS')
-    Path('/proc/self/clear_refs').write_text('5')   # forget the peak so far
-    f(z)
-    return resident('VmHWM') - before
-
-def memory_of(*what):
-    out = subprocess.run([sys.executable, __file__, '--memory', *map(str, what)], capture_output=True, text=True)
-    return f"{float(out.stdout):,.0f}" if out.returncode==0 else 'failed'
-
+    return peak(f, rows(N))
 
 if __name__=='__main__':
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -94,11 +72,11 @@ if __name__=='__main__':
     args.add_argument('--memory', nargs=3, metavar=('WHO', 'METRIC', 'N'), help='measure one and print it')
     args = args.parse_args()
     if args.memory:
-        print(memory(*args.memory[:2], int(args.memory[2])))
+        print(measured(*args.memory[:2], int(args.memory[2])))
         sys.exit()
     torch.set_num_threads(args.threads)
     CLOCK = time.process_time if args.threads==1 else time.perf_counter
-    show_memory = not args.no_memory and Path('/proc/self/clear_refs').exists()
+    def mb(*what): return megabytes(memory(__file__, *what)) if COUNTS and not args.no_memory else ''
     print(f"torch {torch.__version__}, {args.threads} thread(s), D={D}, float32 products: {'oneDNN' if pairs._ONEDNN else 'default'}")
     print(f"\n{'measure':16}{'N':>7}{'theirs s':>10}{'ours s':>9}{'ratio':>7}{'at limit':>10}{'theirs MB':>11}{'ours MB':>9}   goal")
     for name in OURS:
@@ -106,18 +84,17 @@ if __name__=='__main__':
             slow, z = name=='Wasserstein', rows(N)
             rounds, once = 3 if args.quick or N>2000 and slow else 5, slow and N>2000 and not args.full
             ours = lambda: OURS[name](z)
-            m = interleaved({'ours': ours, 'limit': lambda: products(z)} | ({} if slow else {'theirs': lambda: THEIRS[name](z)}), rounds)
+            m = interleaved({'ours': ours, 'limit': lambda: products(z)} | ({} if slow else {'theirs': lambda: THEIRS[name](z)}), rounds, CLOCK)
             if slow and not once: m['theirs'], value = timed(THEIRS[name], z)
             elif not slow: value = THEIRS[name](z)
             if not once: assert abs(value - ours()) < AGREE[name], (name, value, ours())
             theirs = '' if once else f"{m['theirs']:.3f}"
             ratio = '' if once else f"{m['theirs']/m['ours']:.1f}"
             limit = '' if once or name=='effective rank' else f"{m['theirs']/m['limit']:.1f}"
-            mb = (('' if once else memory_of('theirs', name, N)), memory_of('ours', name, N)) if show_memory else ('', '')
-            print(f"{name:16}{N:7,}{theirs:>10}{m['ours']:9.3f}{ratio:>7}{limit:>10}{mb[0]:>11}{mb[1]:>9}   {GOALS[name] if N==10_000 else ''}", flush=True)
+            print(f"{name:16}{N:7,}{theirs:>10}{m['ours']:9.3f}{ratio:>7}{limit:>10}{'' if once else mb('theirs', name, N):>11}{mb('ours', name, N):>9}   {GOALS[name] if N==10_000 else ''}", flush=True)
     if not args.quick:
         for name in OURS:
             z = rows(50_000)
-            m = interleaved({'ours': lambda: OURS[name](z)} | ({} if name=='effective rank' else {'limit': lambda: products(z)}), 1)
+            m = interleaved({'ours': lambda: OURS[name](z)} | ({} if name=='effective rank' else {'limit': lambda: products(z)}), 1, CLOCK)
             limit = f"{m['ours']/m['limit']*100 - 100:+.0f} % on the products" if 'limit' in m else ''
-            print(f"{name:16}{50_000:7,}{m['ours']:19.3f}{'':>28}{memory_of('ours', name, 50_000) if show_memory else '':>9}   {limit}", flush=True)
+            print(f"{name:16}{50_000:7,}{m['ours']:19.3f}{'':>28}{mb('ours', name, 50_000):>9}   {limit}", flush=True)

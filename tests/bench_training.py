@@ -7,7 +7,6 @@ Training: one loop of two views, encoder, NT-Xent, backward and SGD, with the sa
 in a DataLoader, its NTXentLoss, float32. Freed memory is kept for all of them (`--give-back`: for none; what that costs is the difference).
 Peers are measured where they are installed."""
 import argparse
-import statistics
 import sys
 import time
 from dataclasses import replace
@@ -16,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from bench import interleaved
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from contrastive_nb.compat import torchvision
 from contrastive_nb.encoders import make_encoder
@@ -51,16 +51,6 @@ def steps_of_torchvision():
     return v2.Compose([v2.RandomResizedCrop(32, scale=(.08, 1.), antialias=True), v2.RandomHorizontalFlip(), v2.RandomApply([v2.ColorJitter(.4, .4, .4, .1)], p=.8), v2.RandomGrayscale(p=.2),
                        v2.Normalize(VIEW.mean, VIEW.std)])
 
-def interleaved(runs, rounds):
-    "Median seconds of each function over `rounds` rounds, after one to warm up."
-    times = {name: [] for name in runs}
-    for i in range(rounds+1):
-        for name, f in runs.items():
-            start = CLOCK()
-            f()
-            if i: times[name].append(CLOCK() - start)
-    return {name: statistics.median(v) for name, v in times.items()}
-
 def bench_views(rounds):
     x, few = pixels(512), 64
     g, pil, real, aug, compose = torch.Generator().manual_seed(0), pictures(pixels(few)), pixels(few)/255, kornia(), steps_of_torchvision()
@@ -70,7 +60,7 @@ def bench_views(rounds):
     except Exception as error: print(f'torch.compile does not work here: {type(error).__name__}')
     if found: runs['lightly'] = 2*few, lambda: [found[0](i) for i in pil]
     if aug: runs['kornia'] = 512, lambda: aug(x/255)
-    m = interleaved({name: f for name, (_, f) in runs.items()}, rounds)
+    m = interleaved({name: f for name, (_, f) in runs.items()}, rounds, CLOCK)
     speed = {name: n/m[name] for name, (n, _) in runs.items()}
     peers = [p for p in ('lightly', 'kornia', 'torchvision v2') if p in speed]
     print(f"{'views of 32x32':26}{'views/s':>10}" + ''.join(f'{"of " + p:>18}' for p in peers) + f"{'goal (lightly)':>17}")
@@ -107,7 +97,7 @@ def bench_training(name, B, n_steps, rounds, workers):
                 optimizer.step()
                 optimizer.zero_grad()
         runs['lightly'] = loop
-    m, n = interleaved(runs, rounds), 2*B*n_steps
+    m, n = interleaved(runs, rounds, CLOCK), 2*B*n_steps
     print(f"\n{name + f', B={B}':26}{'views/s':>10}{'of lightly':>18}{'goal':>10}")
     for key, seconds in m.items():
         print(f"{key:26}{n/seconds:10,.0f}" + (f"{m['lightly']/seconds:18.2f}" if found else f"{'':18}") + f"{GOALS[name].get(key, ''):>10}", flush=True)

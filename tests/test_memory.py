@@ -1,6 +1,7 @@
 "Memory grows with the batch, not with its square: each loss forward and backward in a process that is refused more than it should need."
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ ALL_PAIRS = {'soft_supcon'}   # is given a weight for each pair
 STEP = '''
 import resource, sys
 import torch
+from bench import peak, resident
 from contrastive_nb.label_losses import LABEL_LOSSES
 from contrastive_nb.losses import LOSSES, MULTIVIEW_LOSSES, loss_parameters
 name, B, D, limit = sys.argv[1], *map(int, sys.argv[2:])
@@ -30,29 +32,26 @@ def step(B):
     value.backward()
     assert value.isfinite() and z.grad.isfinite().all()
 
-def status(field): return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith(field))*1024
 step(64)   # whatever is loaded at first use
-resource.setrlimit(resource.RLIMIT_DATA, (status('VmData') + limit*10**6,)*2)
-before = status('VmRSS')
-open('/proc/self/clear_refs', 'w').write('5')   # forget the peak so far
-try: step(B)
+resource.setrlimit(resource.RLIMIT_DATA, (int(resident('VmData')*2**20) + limit*10**6,)*2)
+try: taken = peak(step, B)
 except (RuntimeError, MemoryError) as e:
     if "can't allocate memory" not in str(e): raise
     print('too much')
-else: print((status('VmHWM') - before)//10**6)
+else: print(taken)
 '''
 
-def peak(name, B, D, limit):
+def taken(name, B, D, limit):
     "Megabytes above what the process held before, inputs and gradients included; None where the loss wanted more than `limit`."
-    done = subprocess.run([sys.executable, '-c', STEP, name, str(B), str(D), str(limit)], capture_output=True, text=True, timeout=1800)
+    done = subprocess.run([sys.executable, '-c', STEP, name, str(B), str(D), str(limit)], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=1800)
     assert done.returncode==0, done.stderr[-2000:]
-    return None if done.stdout.strip()=='too much' else int(done.stdout)
+    return None if done.stdout.strip()=='too much' else float(done.stdout)
 
 
 @pytest.mark.parametrize('name', MAIN)
 def test_65536_pairs_in_a_gigabyte(name):
-    assert peak(name, 65536, 128, 1000) is not None
+    assert taken(name, 65536, 128, 1000) is not None
 
 @pytest.mark.parametrize('name', [name for name in LOSSES | MULTIVIEW_LOSSES | LABEL_LOSSES if name not in ALL_PAIRS])
 def test_all_pairs_are_never_held(name):
-    assert peak(name, 16384, 16, 250) is not None   # one B x B matrix would take 1,074 MB
+    assert taken(name, 16384, 16, 250) is not None   # one B x B matrix would take 1,074 MB

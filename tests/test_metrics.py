@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from bench import COUNTS, memory
 from contrastive_nb import metrics, probe
 from contrastive_nb.kernels import gaussian, imq, log, riesz
 from contrastive_nb.sphere import cross_polytope, log_mean_exp_cosine, simplex, uniform_points, unit
@@ -247,10 +248,14 @@ def test_linear_probe_reaches_the_optimum_of_scikit_learn():
 
 
 # ---- memory and size
-def megabytes(metric, N):
-    return float(subprocess.run([sys.executable, HERE/'bench_metrics.py', '--memory', 'ours', metric, str(N)], capture_output=True, text=True, check=True).stdout)
+linux = pytest.mark.skipif(not COUNTS, reason='needs the counters of Linux')
+def megabytes(metric, N): return memory(HERE/'bench_metrics.py', 'ours', metric, N)
 
-linux = pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='needs the counters of Linux')
+@linux
+def test_the_probe_sees_what_is_taken_and_given_back():
+    code = 'import torch; from bench import peak; f = lambda mb: torch.ones(mb, 2**18).sum(); f(1); print(peak(f, 64), peak(f, 1))'
+    large, small = map(float, subprocess.run([sys.executable, '-c', code], cwd=HERE, capture_output=True, text=True, check=True).stdout.split())
+    assert 60 < large < 70 and small < 6
 
 @linux
 @pytest.mark.parametrize('metric, most', [('uniformity', 20), ('Wasserstein', 25), ('effective rank', 15)])
