@@ -7,13 +7,13 @@ __all__ = ['LABEL_LOSSES', 'labelled', 'beside', 'integers', 'class_totals', 'su
            'orthonormal_prototypes', 'clop', 'LabelLoss', 'SupCon', 'ReLUSCL', 'NSCL', 'DSCL', 'SoftSupCon', 'CLOP',
            'ByLabel']
 
-# %% ../nbs/04_label_losses.ipynb #f3ebf62f
+# %% ../nbs/04_label_losses.ipynb #5c62df2e
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from .kernels import check_positive
-from .losses import Loss, MultiViewLoss, check_choice, check_range
+from .kernels import check_range
+from .losses import Loss, MultiViewLoss, check_choice
 from .pairs import block_repulsion, class_repulsion, embeddings, full_precision, log_repulsion, positives
 
 # %% ../nbs/04_label_losses.ipynb #81a4f6bc
@@ -61,7 +61,7 @@ def class_totals(
     counts = torch.zeros_like(ids).index_add(0, ids, torch.ones_like(ids))
     return torch.zeros_like(x).index_add(0, ids, x)[ids], counts[ids]
 
-# %% ../nbs/04_label_losses.ipynb #e934b00f
+# %% ../nbs/04_label_losses.ipynb #4cf2c883
 def supcon(
     z:Tensor,                          # (V, B, D) embeddings of V views of B images
     labels:Tensor|None=None,           # (B,) integers; None: each image its own class
@@ -74,8 +74,8 @@ def supcon(
     validate:bool=True,                # refuse NaN and infinite rows (on a CPU)
 )->Tensor:                             # ()
     "Mean over anchors of the mean cross-entropy of their positives among all other rows."
-    temperature = check_positive('supcon', 'temperature', temperature)
-    if base_temperature is not None: base_temperature = check_positive('supcon', 'base_temperature', base_temperature)
+    temperature = check_range('supcon', 'temperature', temperature, above=0)
+    if base_temperature is not None: base_temperature = check_range('supcon', 'base_temperature', base_temperature, above=0)
     for name, value, known in (('anchors', anchors, ('all', 'first')), ('singletons', singletons, ('zero', 'skip'))):
         if value not in known: raise ValueError(f"supcon: {name} must be {known[0]!r} or {known[1]!r}, got {value!r}")
     x, y = labelled('supcon', z, labels, normalize, validate)
@@ -102,7 +102,7 @@ def relu_scl(
     x, _ = labelled('relu_scl', z, labels, False, validate)
     return supcon(x.relu().view(z.shape), labels, temperature=temperature, anchors=anchors, singletons=singletons, normalize=normalize, validate=False)
 
-# %% ../nbs/04_label_losses.ipynb #b1fc0f03
+# %% ../nbs/04_label_losses.ipynb #698a547f
 def soft_supcon(
     z:Tensor,               # (V, B, D) embeddings of V views of B images
     positives:Tensor,       # (V*B, V*B) weights >= 0 of the pairs of rows, view after view; the diagonal is not looked at
@@ -111,7 +111,7 @@ def soft_supcon(
     validate:bool=True,     # refuse NaN and infinite rows, and negative weights (on a CPU)
 )->Tensor:                  # ()
     "`supcon` with a weight for each positive; rows without positives count as zero."
-    temperature = check_positive('soft_supcon', 'temperature', temperature)
+    temperature = check_range('soft_supcon', 'temperature', temperature, above=0)
     x, _ = labelled('soft_supcon', z, None, normalize, validate)
     N, w = len(x), positives
     beside('soft_supcon', 'positives', w, x, N, N)
@@ -123,7 +123,7 @@ def soft_supcon(
     some = total>0
     return ((log_repulsion(x, x, temperature=temperature) - attract/total.where(some, 1)/temperature)*some).mean()
 
-# %% ../nbs/04_label_losses.ipynb #def0d93b
+# %% ../nbs/04_label_losses.ipynb #1a6a8e46
 def nscl(
     z:Tensor,                             # (V, B, D) embeddings of V >= 2 views of B images
     labels:Tensor|None=None,              # (B,) integers, two classes or more; None: each image its own class
@@ -134,7 +134,7 @@ def nscl(
     validate:bool=True,                   # refuse NaN and infinite rows, and a single class (on a CPU)
 )->Tensor:                                # ()
     "Log-sum-exp over the other classes only, less the alignment of the views of each image."
-    temperature = check_positive('nscl', 'temperature', temperature)
+    temperature = check_range('nscl', 'temperature', temperature, above=0)
     x, y = labelled('nscl', z, labels, normalize, validate)
     V, B, _ = z.shape
     if V<2: raise ValueError(f"nscl: needs V >= 2 views, got {V}")
@@ -145,7 +145,7 @@ def nscl(
     term = softplus(push - pull) if positive_in_denominator else push - pull
     return (term if self_pairs else term[~torch.eye(V, dtype=torch.bool, device=x.device)]).mean()
 
-# %% ../nbs/04_label_losses.ipynb #6c06c4c1
+# %% ../nbs/04_label_losses.ipynb #1c0ce562
 def dscl(
     z:Tensor,                     # (2, B, D) embeddings: anchors, then their other views
     labels:Tensor,                # (B,) integers
@@ -157,7 +157,7 @@ def dscl(
     validate:bool=True,           # refuse NaN and infinite rows (on a CPU)
 )->Tensor:                        # ()
     "Cross-entropy of the own other view and of the rest of the class, in fixed proportion."
-    temperature = check_positive('dscl', 'temperature', temperature)
+    temperature = check_range('dscl', 'temperature', temperature, above=0)
     check_range('dscl', 'beta', beta, 0)
     x, y = labelled('dscl', z, labels, normalize, validate)
     if len(z)!=2: raise ValueError(f"dscl: needs V = 2 views, got {len(z)}")
