@@ -89,7 +89,7 @@ def same_data(
             raise ValueError(f"combine: all runs must have seen the same data, {name!r} was {sides}; remedy: remove result.nc of the runs on outdated data and start the sweep again")
     return {name: next(iter(found)) for name, found in seen.items()}
 
-# %% ../nbs/14_results.ipynb #3a4ad3ee
+# %% ../nbs/14_results.ipynb #2b19b4be
 @dataclass
 class Run:
     "What one run left: arrays stay in the file if `data` is empty."
@@ -125,10 +125,11 @@ def read_run(
         for name, v in nc.variables.items():
             a = {k: v.getncattr(k) for k in v.ncattrs()}
             named |= set(a.pop('coordinates', '').split())
+            kind = np.dtype(object) if v.dtype==str else np.dtype(a.pop('dtype')) if v.dtype==np.int8 and a.get('dtype')=='bool' else v.dtype
             if not a.keys() <= _PLAIN or v.dtype!=str and v.dtype.kind not in 'fiu' or v.dtype!=str and v.dtype.kind!='f' and '_FillValue' in a or 'since' in str(a.get('units', '')):
                 break
             a.pop('_FillValue', None)
-            found[name] = v.dimensions, v.shape, np.dtype(object) if v.dtype==str else v.dtype, a, v
+            found[name] = v.dimensions, v.shape, kind, a, v
         else: return _run(found, named, attrs, arrays, path)
     with xr.open_dataset(path, engine='netcdf4') as ds: return as_run(ds, path)   # packed values, dates and the like
 
@@ -137,9 +138,9 @@ def _run(found, named, attrs, arrays, path)->Run:
     scalars = {k for k, v in found.items() if k in named and not v[0]}
     along = {k for k, v in found.items() if v[0]==(k,)}
     rest = {k: v for k, v in found.items() if k not in scalars | along}
-    def value(v): return x.item() if hasattr(x := v.getValue(), 'item') else x
-    return Run({k: value(found[k][4]) for k in scalars}, {k: found[k][4][...] for k in along}, {k: v[:4] for k, v in rest.items()}, {k for k in rest if k in named},
-               {k: np.asarray(v[4][...]) for k, v in rest.items()} if arrays else {}, attrs, str(path))
+    def array(v): return np.asarray(v[4][...]).astype(v[2], copy=False)
+    return Run({k: array(found[k]).item() for k in scalars}, {k: array(found[k]) for k in along}, {k: v[:4] for k, v in rest.items()}, {k for k in rest if k in named},
+               {k: array(v) for k, v in rest.items()} if arrays else {}, attrs, str(path))
 
 # %% ../nbs/14_results.ipynb #adfb626d
 @dataclass

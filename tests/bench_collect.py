@@ -22,7 +22,7 @@ PER_EPOCH = [n for n in VARIABLES if not n.endswith(('accuracy', 'singular_value
 def write_runs(folder, n, epochs=20):
     "A grid of `n` runs: one is written, the others are copies with labels and numbers of their own."
     draw, config = np.random.default_rng(0), Config()
-    scalars = {k: v for k, v in config.model_dump().items() if isinstance(v, (int, float, str)) and k not in ('device', 'data_dir')}
+    scalars = {k: v for k, v in config.scalars.items() if k not in ('device', 'data_dir', 'keep_checkpoints')} | dict(keep_encoder=False)   # a truth value too
     data = {k: ('epoch', draw.random(epochs), dict(zip(('long_name', 'units'), VARIABLES[k]))) for k in PER_EPOCH} | {k: ((), draw.random(), dict(units=VARIABLES[k][1])) for k in ('knn_accuracy', 'probe_accuracy', 'peak_memory')}
     data |= {'singular_value': ('component', draw.random(64)), 'feature_singular_value': ('feature', draw.random(128))}
     template = xr.Dataset(data, scalars | dict(objective='ntxent(temperature=0.5)', temperature=.5, epoch=1 + np.arange(epochs), component=1 + np.arange(64), feature=1 + np.arange(128)), dict(axes=to_json(AXES), protocol='{}'))
