@@ -128,10 +128,10 @@ def test_dark_mode_follows_the_system_and_the_button(site, browser):
         scheme(browser, value)
         browser.get(site + 'losses.html')
         assert dark()==(value=='dark')
-    def press():
-        browser.execute_script("[...document.querySelectorAll('.theme-switch-button')].find(b => b.offsetParent).click()")
-        return dark()
-    until(press, 10)                                 # from the system's choice by way of light to dark
+    for value in ('dark', 'light'):                  # against the system's choice, and back
+        for button in ('.theme-switch-button', f'.theme-change-button[data-mode={value}]'):
+            until(lambda: browser.execute_script("const b = [...document.querySelectorAll(arguments[0])].find(b => b.offsetParent); if (b) b.click(); return !!b", button), 10)
+        until(lambda: dark()==(value=='dark'), 10)
 
 
 def test_keyboard_reaches_the_menu_and_the_text(site, browser):
