@@ -61,7 +61,7 @@ def class_totals(
     counts = torch.zeros_like(ids).index_add(0, ids, torch.ones_like(ids))
     return torch.zeros_like(x).index_add(0, ids, x)[ids], counts[ids]
 
-# %% ../nbs/04_label_losses.ipynb #4cf2c883
+# %% ../nbs/04_label_losses.ipynb #e8cadcc4
 def supcon(
     z:Tensor,                          # (V, B, D) embeddings of V views of B images
     labels:Tensor|None=None,           # (B,) integers; None: each image its own class
@@ -79,10 +79,14 @@ def supcon(
     for name, value, known in (('anchors', anchors, ('all', 'first')), ('singletons', singletons, ('zero', 'skip'))):
         if value not in known: raise ValueError(f"supcon: {name} must be {known[0]!r} or {known[1]!r}, got {value!r}")
     x, y = labelled('supcon', z, labels, normalize, validate)
-    sums, counts = class_totals(x, y)
-    some = counts>1   # has positives
-    if inside: attract = class_repulsion(x, y, same=True, temperature=temperature).where(some, 0)
-    else: attract = positives(x, sums - x)/(counts - 1).clamp_min(1)/temperature
+    if inside:
+        attract = class_repulsion(x, y, same=True, temperature=temperature)
+        some = attract!=-torch.inf   # has positives
+        attract = attract.where(some, 0)
+    else:
+        sums, counts = class_totals(x, y)
+        some = counts>1
+        attract = positives(x, sums - x)/(counts - 1).clamp_min(1)/temperature
     term = (log_repulsion(x, x, temperature=temperature) - attract)*some
     if anchors=='first': term, some = term[:z.shape[1]], some[:z.shape[1]]
     counted = len(term) if singletons=='zero' else some.sum().clamp_min(1)
@@ -123,7 +127,7 @@ def soft_supcon(
     some = total>0
     return ((log_repulsion(x, x, temperature=temperature) - attract/total.where(some, 1)/temperature)*some).mean()
 
-# %% ../nbs/04_label_losses.ipynb #1a6a8e46
+# %% ../nbs/04_label_losses.ipynb #dd216090
 def nscl(
     z:Tensor,                             # (V, B, D) embeddings of V >= 2 views of B images
     labels:Tensor|None=None,              # (B,) integers, two classes or more; None: each image its own class
@@ -140,7 +144,8 @@ def nscl(
     if V<2: raise ValueError(f"nscl: needs V >= 2 views, got {V}")
     if validate and y.device.type=='cpu' and not torch.compiler.is_compiling() and (y==y[0]).all():
         raise ValueError(f"nscl: needs two classes or more in a batch, all {B} labels are {y[0].item()}")
-    with full_precision(x): pull = torch.einsum('aid,bid->abi', x.view(V, B, -1), x.view(V, B, -1))/temperature
+    views = x.view(V, B, -1)
+    pull = torch.stack([torch.stack([positives(a, b) for b in views]) for a in views])/temperature
     push = class_repulsion(x, y, same=False, temperature=temperature).view(V, 1, B)
     term = softplus(push - pull) if positive_in_denominator else push - pull
     return (term if self_pairs else term[~torch.eye(V, dtype=torch.bool, device=x.device)]).mean()

@@ -113,7 +113,7 @@ def off_diagonal(
     B = len(m)
     return m.flatten()[1:].view(B-1, B+1)[:, :-1].reshape(B, B-1)
 
-# %% ../nbs/02_pairs.ipynb #8bf9f487
+# %% ../nbs/02_pairs.ipynb #4de3f7cc
 TILE = 256, 1024    # rows and columns of a tile, no higher than wide: in float32 one megabyte, about a core's own cache
 STRIP = 2**20       # pairs in a strip
 SQUARE = 512        # so many rows with each other are one tile
@@ -145,15 +145,17 @@ def tiles(
     tile:int|None,         # side of a tile; None: `TILE`
     scale=1.,              # factor on the inner products
     kept=(),               # tiles from last time, used in place of new ones
+    until:Tensor=None,     # (M,) never falling: no pair of row i counts from column until[i] on
 ):
     "Row range, column range and scaled inner products of each tile; where `same`, the first of a row starts on the diagonal."
-    height, width = (tile, tile) if tile else (SQUARE, SQUARE) if same and len(x)<=SQUARE else TILE
+    height, width = (tile, tile) if tile else (TILE[0]//4, TILE[1]) if until is not None else (SQUARE, SQUARE) if same and len(x)<=SQUARE else TILE
     kept_tiles = iter(kept)
     for i in range(0, len(x), height):
         r = slice(i, min(i+height, len(x)))
         if not kept: strip = x[r]*scale
-        for j in range(i if same else 0, len(y), width):
-            c = slice(j, min(j+width, len(y)))
+        end = len(y) if until is None else until[r.stop-1].item()
+        for j in range(i if same else 0, end, width):
+            c = slice(j, min(j+width, end))
             yield r, c, next(kept_tiles) if kept else _product(strip, y[c])
 
 def leave_out(
@@ -207,7 +209,7 @@ def full_precision(z:Tensor):
     "Context in which autocast does not lower the precision of products of `z`."
     return torch.autocast(z.device.type, enabled=False) if torch.is_autocast_enabled(z.device.type) else nullcontext()
 
-# %% ../nbs/02_pairs.ipynb #6aa389e2
+# %% ../nbs/02_pairs.ipynb #cbab10e2
 def _dense_log_sums(x, y, temperature, skip, both, classes):
     "What `_LogSums` computes, by plain operations on all pairs at once."
     cos = x @ (x if y is None else y).T
@@ -227,7 +229,7 @@ def _alone(labels, same_class):
     return torch.searchsorted(s, labels, right=True) - torch.searchsorted(s, labels)==(1 if same_class else len(labels))
 
 class _LogSums(torch.autograd.Function):
-    "Log-sum-exp over each row of all pairs of `x` and `y`, and each column if `both`; over pairs within `x` where `y` is None."
+    "Log-sum-exp over each row of all pairs of `x` and `y`, and each column if `both`; over pairs within `x` where `y` is None. Rows of one class stand together if only their pairs count."
     @staticmethod
     def forward(ctx, x, y, temperature, skip, both, classes, tile):
         ctx.skip, ctx.both, ctx.classes, ctx.tile, same = skip, both, classes, tile, y is None
@@ -236,6 +238,7 @@ class _LogSums(torch.autograd.Function):
         x = x.contiguous()
         y = x if same else y.contiguous()
         alone = _alone(*classes) if classes else None
+        ctx.until = until = torch.searchsorted(classes[0], classes[0], right=True) if classes and classes[1] and x.device.type=='cpu' else None   # a class ends
         def empty(start):   # one sum a row and one a column; infinite where nobody asks
             rows = x.new_full((len(x),), start)
             return rows, rows if same else x.new_full((len(y),), start if both else math.inf)
@@ -243,7 +246,7 @@ class _LogSums(torch.autograd.Function):
         if ctx.plain:
             rows, cols = empty(0.)
             keep = any(ctx.needs_input_grad) and len(x)*len(y) <= (2*KEPT if same else KEPT)
-            for r, c, e in tiles(x, y, same, tile, math.log2(math.e)/t):
+            for r, c, e in tiles(x, y, same, tile, math.log2(math.e)/t, until=until):
                 right, part = beyond(leave_out(e.exp2_(), r, c, skip, classes), r, c, same)
                 rows[r].add_(e.sum(1))
                 if both or same: cols[right].add_(part.sum(0))
@@ -253,7 +256,7 @@ class _LogSums(torch.autograd.Function):
             ctx.plain = bool(low > torch.finfo(x.dtype).tiny**.8) and bool(high < math.inf)
         if not ctx.plain:
             (rows, cols), kept = empty(-math.inf), []
-            for r, c, logits in tiles(x, y, same, tile, 1/t):
+            for r, c, logits in tiles(x, y, same, tile, 1/t, until=until):
                 logits += leave_out(torch.ones_like(logits), r, c, skip, classes).log_()
                 right, part = beyond(logits, r, c, same)
                 rows[r] = torch.logaddexp(rows[r], logits.logsumexp(1))
@@ -279,7 +282,7 @@ class _LogSums(torch.autograd.Function):
             w_cols = w_rows if same else g_cols/cols
         pushes = _Pushes(x, y, same)
         with full_precision(x):
-            for r, c, e in tiles(x, y, same, ctx.tile, math.log2(math.e)/ctx.t if ctx.plain else 1/ctx.t, kept):
+            for r, c, e in tiles(x, y, same, ctx.tile, math.log2(math.e)/ctx.t if ctx.plain else 1/ctx.t, kept, ctx.until):
                 if ctx.plain:
                     if not kept: leave_out(e.exp2_(), r, c, ctx.skip, ctx.classes)
                     g = (w_rows[r, None] + w_cols[c]).mul_(e)
@@ -373,7 +376,9 @@ def class_repulsion(
 )->Tensor:                 # (N,) -inf where there are none
     "Log-sum-exp of cosine/temperature of each row over one part of the other rows."
     _check_tile('class_repulsion', tile)
-    return _log_sums(x, None, temperature, classes=(labels.contiguous(), same), tile=tile)[0]
+    if not same: return _log_sums(x, None, temperature, classes=(labels.contiguous(), same), tile=tile)[0]
+    labels, order = labels.sort()   # class by class, so that most tiles hold no pair and need not be made
+    return _log_sums(x.index_select(0, order), None, temperature, classes=(labels, same), tile=tile)[0].index_select(0, order.argsort())
 
 def block_repulsion(
     anchors:Tensor,        # (M, D) unit rows
