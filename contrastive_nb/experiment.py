@@ -235,7 +235,7 @@ def probe(
     sets = train_h, data.train.y, test_h, data.test.y
     return dict(knn_accuracy=knn(*sets, k=config.knn_k, temperature=config.knn_temperature), probe_accuracy=linear_probe(*sets))
 
-# %% ../nbs/12_experiment.ipynb #4adf03d4
+# %% ../nbs/12_experiment.ipynb #f0e334d9
 VARIABLES = dict(   # name -> (long name, units)
     train_loss=('training loss', '1'), alignment=('alignment', '1'), uniformity=('uniformity', '1'), wasserstein=('Wasserstein distance to uniform', '1'),
     effective_rank=('effective rank of the embeddings', '1'), rank=('rank of the embeddings', '1'), feature_effective_rank=('effective rank of the features', '1'), positive_cosine=('mean cosine of positives', '1'),
@@ -312,7 +312,7 @@ def run_pretrain(
     save_run(ds, folder, 'pretrain', config, started)
     return ds
 
-# %% ../nbs/12_experiment.ipynb #0324bdaf
+# %% ../nbs/12_experiment.ipynb #0bca0728
 class Verdict(NamedTuple):
     "A claim, the number that was measured for it, and the interval that the claim allows."
     claim:str
@@ -334,7 +334,7 @@ def near(
 
 def theory_dataset(
     config:Parameters,
-    coords:dict,            # dimension -> (values, long name, units)
+    coords:dict,            # dimension -> (values, long name, units); the places of other dimensions are numbered
     variables:dict,         # name -> (dimensions, values, long name, units)
     verdicts:list[Verdict],
     axes=('seed',),         # scalar parameters that tell the runs of a sweep apart
@@ -347,7 +347,8 @@ def theory_dataset(
     numbers = {name: ('claim', [float(getattr(v, name)) for v in verdicts], attrs(text, '1')) for name, text in
                dict(measured='measured', low='least value allowed', high='largest value allowed', margin='distance to the nearer limit').items()}
     ds = xr.Dataset({name: (dims, np.asarray(values), attrs(*about)) for name, (dims, values, *about) in variables.items()} | numbers)
-    ds = ds.assign_coords({dim: (dim, values, attrs(*about)) for dim, (values, *about) in coords.items()} | config.scalars | dict(claim=[v.claim for v in verdicts]))
+    numbered = {dim: (range(n), f'number of the {dim}', '1') for dim, n in ds.sizes.items() if dim not in coords}
+    ds = ds.assign_coords({dim: (dim, values, attrs(*about)) for dim, (values, *about) in (numbered | coords).items()} | config.scalars | dict(claim=[v.claim for v in verdicts]))
     return ds.assign_attrs(axes=to_json(axes), protocol=to_json(dict(theory=protocol) if protocol else {}))
 
 def verdict_table(
