@@ -234,17 +234,19 @@ def cosine_stats(
     variance = ((N*spread + rest - diagonal.square().sum())/n - shift**2).clamp_min(0)   # of all N**2 cells, less the diagonal
     return CosineStats(positive.mean().item(), positive.var(correction=0).item(), (u0@v0 - shift).item(), variance.item())
 
-# %% ../nbs/10_metrics.ipynb #d3abed9d
+# %% ../nbs/10_metrics.ipynb #09da8f1a
 def _spectrum(z:Tensor, centre:bool=False)->Tensor:
     "Squared singular values of `z`, less its column means if `centre`; float64, largest first, 0 where they are only rounding."
     z = z.detach()
     N, D = z.shape
     mean = z.mean(0, dtype=torch.float64) if centre else None
-    gram = z.new_zeros(min(N, D), min(N, D), dtype=torch.float64)
+    n = min(N, D)
+    gram, strip = z.new_zeros(n, n, dtype=torch.float64), max(32, n//8)   # of a symmetric matrix, the upper part in strips
     for x, in _parts(z) if N>D else [(z.double(),)]:
         if centre: x = x - mean
-        gram.addmm_(*(x.T, x) if N>D else (x, x.T))
-    s = torch.linalg.eigvalsh(gram).flip(0)
+        if N<=D: x = x.T
+        for i in range(0, n, strip): gram[i:i+strip, i:].addmm_(x[:, i:i+strip].T, x[:, i:])
+    s = torch.linalg.eigvalsh(gram, UPLO='U').flip(0)
     eps = torch.finfo(s.dtype).eps
     rounding = eps*len(s)*s[0]
     if centre: rounding = torch.maximum(rounding, (eps*max(N, D))**2*N*mean.square().sum())
