@@ -209,7 +209,7 @@ def full_precision(z:Tensor):
     "Context in which autocast does not lower the precision of products of `z`."
     return torch.autocast(z.device.type, enabled=False) if torch.is_autocast_enabled(z.device.type) else nullcontext()
 
-# %% ../nbs/02_pairs.ipynb #cbab10e2
+# %% ../nbs/02_pairs.ipynb #2d76bbbb
 def _dense_log_sums(x, y, temperature, skip, both, classes):
     "What `_LogSums` computes, by plain operations on all pairs at once."
     cos = x @ (x if y is None else y).T
@@ -248,12 +248,12 @@ class _LogSums(torch.autograd.Function):
             keep = any(ctx.needs_input_grad) and len(x)*len(y) <= (2*KEPT if same else KEPT)
             for r, c, e in tiles(x, y, same, tile, math.log2(math.e)/t, until=until):
                 right, part = beyond(leave_out(e.exp2_(), r, c, skip, classes), r, c, same)
-                rows[r].add_(e.sum(1))
-                if both or same: cols[right].add_(part.sum(0))
+                rows[r] += e.sum(1)
+                if (both or same) and part.numel(): cols[right] += part.sum(0)
                 if keep: kept.append(e)
             asked = torch.cat([rows, cols]) if both else rows if alone is None else rows.masked_fill(alone, 1)
             low, high = asked.aminmax()
-            ctx.plain = bool(low > torch.finfo(x.dtype).tiny**.8) and bool(high < math.inf)
+            ctx.plain = low.item() > torch.finfo(x.dtype).tiny**.8 and high.item() < math.inf
         if not ctx.plain:
             (rows, cols), kept = empty(-math.inf), []
             for r, c, logits in tiles(x, y, same, tile, 1/t, until=until):
