@@ -235,7 +235,7 @@ def probe(
     sets = train_h, data.train.y, test_h, data.test.y
     return dict(knn_accuracy=knn(*sets, k=config.knn_k, temperature=config.knn_temperature), probe_accuracy=linear_probe(*sets))
 
-# %% ../nbs/12_experiment.ipynb #f0e334d9
+# %% ../nbs/12_experiment.ipynb #ec4c6fb8
 VARIABLES = dict(   # name -> (long name, units)
     train_loss=('training loss', '1'), alignment=('alignment', '1'), uniformity=('uniformity', '1'), wasserstein=('Wasserstein distance to uniform', '1'),
     effective_rank=('effective rank of the embeddings', '1'), rank=('rank of the embeddings', '1'), feature_effective_rank=('effective rank of the features', '1'), positive_cosine=('mean cosine of positives', '1'),
@@ -261,7 +261,7 @@ def as_dataset(
     data |= spectra | dict(peak_memory=((), float(peak)))
     ds = xr.Dataset({name: (dims, np.asarray(values, float), dict(zip(('long_name', 'units'), VARIABLES[name]))) for name, (dims, values) in data.items()})
     objective = config.objective
-    scalars = {k: v for k, v in config.scalars.items() if k not in ('device', 'data_dir', 'keep_checkpoints')}
+    scalars = {k: v for k, v in config.scalars.items() if k not in ('device', 'data_dir', 'keep_checkpoints')} | dict(projector='-'.join(map(str, config.projector)))   # a list can't tell runs apart
     numbers = {k: float(v) for k, v in objective.params.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
     ds = ds.assign_coords(epoch=('epoch', 1 + np.arange(config.n_epochs), dict(long_name='epochs trained')), **{dim: 1 + np.arange(len(values)) for dim, values in spectra.values()},
                           objective=objective.label, **scalars, **{k: v for k, v in numbers.items() if k not in scalars})

@@ -6,7 +6,7 @@
 __all__ = ['Compute', 'steady_statistics', 'Parts', 'check_separable', 'two_views', 'ahead', 'keep_memory', 'fit', 'backward',
            'over_processes', 'describe', 'seed_global']
 
-# %% ../nbs/09_train.ipynb #934f2d31
+# %% ../nbs/09_train.ipynb #0cca2171
 import ctypes
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
 
-from .checkpoint import load_checkpoint, not_finite, save_checkpoint
+from .checkpoint import load_checkpoint, newest_checkpoint, not_finite, save_checkpoint
 from .optim import Recipe, learning_rate, make_optimizer
 from .parallel import Gathered, rank_and_size
 
@@ -125,7 +125,7 @@ def keep_memory()->bool:
     trim_threshold, top_pad, mmap_max = -1, -2, -4   # names of mallopt(3)
     return all([mallopt(trim_threshold, -1), mallopt(top_pad, 64*2**20), mallopt(mmap_max, 0)])
 
-# %% ../nbs/09_train.ipynb #68feedbe
+# %% ../nbs/09_train.ipynb #a40bd762
 def fit(
     model:nn.Module,                 # images -> (h, z)
     images:Tensor,                   # (N, C, H, W) uint8, on the model's device; the same in every process
@@ -156,7 +156,7 @@ def fit(
     encode, loss = over_processes(model, loss, compute, device)
     bar = tqdm(range(done, recipe.n_epochs), initial=done, total=recipe.n_epochs, desc=f'training from epoch {done+1}' if done else 'training', unit='epoch', mininterval=.5, disable=rank>0 or not progress)
     def stop(step, what): raise FloatingPointError(f"fit: {what}; learning rate {learning_rate(recipe, step, n_steps):.3g}, {state['training']['loss']}; "
-                                             + (f"last good checkpoint: {checkpoint}, after epoch {good}" if good else 'no checkpoint yet') + '; try a lower learning rate or a longer warm-up')
+                                             + (f"last good checkpoint: {newest_checkpoint(checkpoint)[0]}, after epoch {good}" if good else 'no checkpoint yet') + '; try a lower learning rate or a longer warm-up')
     with torch.random.fork_rng(devices=[device] if device.type=='cuda' else []):
         for epoch in bar:
             seed_global(device, seed + size*epoch + rank)
