@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['rank_and_size', 'join', 'gather', 'Gathered']
 
-# %% ../nbs/08_parallel.ipynb #76bae07f
+# %% ../nbs/08_parallel.ipynb #f3e92e58
 import atexit
 import os
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from .pairs import SHARE, Share
 
 # %% ../nbs/08_parallel.ipynb #0678ce3e
 def rank_and_size()->tuple[int, int]:
@@ -57,9 +59,13 @@ def gather(
     if rank_and_size()[1]==1: return z
     return _Gather.apply(z.movedim(dim, 0).contiguous()).movedim(0, dim)
 
-# %% ../nbs/08_parallel.ipynb #7ee38ea6
+# %% ../nbs/08_parallel.ipynb #253584c7
+def _over_all(t, how):
+    dist.all_reduce(t, dist.ReduceOp.MAX if how=='max' else dist.ReduceOp.SUM)
+    return t
+
 class Gathered(nn.Module):
-    "A loss of the whole batch, called by each process with its own part; a process may hold fewer rows than others, or none."
+    "A loss of the whole batch, called by each process with its own part; a process may hold fewer rows than others, or none. All must call it alike, forward and backward."
     def __init__(self,
         loss:nn.Module,   # with a `split`: for each input the dimension that counts images, or None if all hold the same
     ):
@@ -68,4 +74,8 @@ class Gathered(nn.Module):
         self.loss = loss
 
     def forward(self, *inputs:Tensor)->Tensor:   # ()
-        return self.loss(*(x if dim is None else gather(x, dim) for x, dim in zip(inputs, self.loss.split)))
+        if rank_and_size()[1]==1: return self.loss(*inputs)
+        inputs = [x if dim is None else gather(x, dim) for x, dim in zip(inputs, self.loss.split)]
+        token = SHARE.set(Share(*rank_and_size(), _over_all))
+        try: return self.loss(*inputs)
+        finally: SHARE.reset(token)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from contrastive_nb import gpu
+from contrastive_nb import gpu, pairs
 from contrastive_nb.kernels import gaussian, imq, log, riesz
 from contrastive_nb.losses import LOSSES, loss_parameters, make_loss
 from contrastive_nb.pairs import block_repulsion, class_repulsion, log_repulsion, log_repulsions, mean_kernel
@@ -251,6 +251,28 @@ def test_losses_by_kernels_equal_losses_by_tiles(name, runs):
     wide = [x.detach().double().requires_grad_() for x in z]   # the kernels don't take float64
     for g, g0 in zip(got, torch.autograd.grad(loss(*wide), wide)): close(g, g0, 2e-5, name)
     assert not runs
+
+
+@needs_kernels
+def test_rows_shared_among_processes(runs, monkeypatch):
+    "What processes make of their parts of the rows is together what one makes of all."
+    u, v = rows(70, 48, torch.float32, 0), rows(70, 48, torch.float32, 1)
+    labels, push = torch.arange(70, device=DEVICE) % 5, torch.linspace(-1, 2, 70, device=DEVICE)
+    sums = (lambda: log_repulsion(u, u, v, temperature=.2), lambda: sum(log_repulsions(u, v, temperature=.2)), lambda: log_repulsions(u, v, temperature=.2, within=False)[1],
+            lambda: class_repulsion(u, labels, same=False, temperature=.2), lambda: block_repulsion(u, v[:31], temperature=.2))
+    def answers(): return [(f().detach(), *torch.autograd.grad(f() @ push + 0*v.sum(), (u, v))) for f in sums]
+    alone, launches = answers(), len(runs)
+    monkeypatch.setattr(pairs, '_in_parts', lambda f, n, share: torch.cat([f(slice(n*rank//3, n*(rank+1)//3)) for rank in range(3)]))
+    for a, b in zip(alone, answers()): assert_close(b, a, rtol=2e-5, atol=2e-6)
+    assert len(runs)==4*launches
+
+
+def test_parts_of_rows_add_up():
+    x = torch.randn(7, 3)
+    for size in (1, 2, 3, 7):
+        parts = []
+        for rank in range(size): pairs._in_parts(lambda r: 2*x[r], 7, pairs.Share(rank, size, lambda t, how: parts.append((t, how)) or t))
+        assert size==1 and not parts or torch.equal(sum(t for t, _ in parts), 2*x) and {how for _, how in parts}=={'sum'}
 
 
 @needs_kernels
