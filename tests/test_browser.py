@@ -177,6 +177,17 @@ def test_report_opens_from_disk(browser, tmp_path):
         assert [url for url in requests(browser) if not url.startswith(('file:', 'data:', 'about:', 'chrome:'))]==[]
 
 
+@pytest.mark.parametrize('name', [f.stem for f in sorted((ROOT/'data/results').glob('*.nc'))])
+def test_tables_of_a_report_fit_a_desktop(browser, tmp_path, name):
+    import xarray as xr
+    from contrastive_nb.analysis import report
+    report(xr.load_dataset(ROOT/f'data/results/{name}.nc'), tmp_path/'report.html')
+    browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(width=1200, height=900, deviceScaleFactor=1, mobile=False))
+    browser.get((tmp_path/'report.html').as_uri())
+    assert browser.execute_script("return [innerWidth, document.querySelectorAll('.scroll table').length > 3]")==[1200, True]
+    assert browser.execute_script("return [...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText)")==[]
+
+
 @pytest.fixture
 def lab(tmp_path):
     "JupyterLab on a copy of the notebooks, with settings of its own: its address and its token."
