@@ -145,7 +145,7 @@ def judge(
                                  'mean difference': f"{float(gap['mean'].min()):+.3g} to {float(gap['mean'].max()):+.3g}", 'measured': f'{first} against {second}', 'source': claim.source})
     return pd.DataFrame(rows)
 
-# %% ../nbs/15_analysis.ipynb #f6c400ca
+# %% ../nbs/15_analysis.ipynb #ff37aa2e
 def theorems(
     ds:xr.Dataset,
 )->pd.DataFrame:       # one row a claim; empty if the dataset has no dimension `claim`
@@ -157,10 +157,12 @@ def theorems(
         asked = ~np.isnan(low)   # a run that is absent or doesn't make the claim has no interval; a measured NaN fails
         if not asked.any(): continue
         held, worst = int((margin[asked]>=0).sum()), np.flatnonzero(asked)[np.nan_to_num(margin[asked], nan=-np.inf).argmin()]
+        allowed = f'at most {high[worst]:.6g}' if low[worst]==-np.inf else f'at least {low[worst]:.6g}' if high[worst]==np.inf else f'{low[worst]:.6g} to {high[worst]:.6g}'
         proven = bool(np.nan_to_num(np.asarray(ds.proven.isel(claim=i), float)).any()) if 'proven' in ds.coords else True
-        rows.append({'claim': claim, 'measured': f'{measured[worst]:.6g}', 'allowed': f'{low[worst]:.6g} to {high[worst]:.6g}', 'margin': f'{margin[worst]:.3g}', 'holds in': f'{held} of {asked.sum()}',
-                     'verdict': 'holds' if held==asked.sum() else 'does not hold', 'kind': 'proven' if proven else 'expected'})
-    return pd.DataFrame(rows)
+        rows.append({'claim': claim, 'measured': f'{measured[worst]:.6g}', 'allowed': allowed, 'holds in': f'{held} of {asked.sum()}',
+                     'verdict': 'holds' if held==asked.sum() else 'does not hold', 'margin': f'{margin[worst]:.3g}', 'kind': 'proven' if proven else 'expected'})
+    table = pd.DataFrame(rows)
+    return table.drop(columns='holds in') if rows and ds.margin.size==ds.sizes['claim'] else table     # a single run
 
 # %% ../nbs/15_analysis.ipynb #c23b1514
 _COLOURS = {   # of a loss; of a loss and its kernel or form, where that is another

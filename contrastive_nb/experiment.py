@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VARIABLES', 'AXES', 'Parameters', 'Config', 'Data', 'prepare', 'shuffled', 'set_aside', 'project_root', 'embed',
            'pretrain', 'features', 'probe', 'as_dataset', 'device_name', 'run_folder', 'save_run', 'run_pretrain',
-           'Verdict', 'near', 'theory_dataset', 'verdict_table', 'minimise']
+           'Verdict', 'near', 'theory_dataset', 'minimise']
 
 # %% ../nbs/12_experiment.ipynb #4a3b6bfa
 import hashlib
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -350,13 +349,6 @@ def theory_dataset(
     numbered = {dim: (range(n), f'number of the {dim}', '1') for dim, n in ds.sizes.items() if dim not in coords}
     ds = ds.assign_coords({dim: (dim, values, attrs(*about)) for dim, (values, *about) in (numbered | coords).items()} | config.scalars | dict(claim=[v.claim for v in verdicts]))
     return ds.assign_attrs(axes=to_json(axes), protocol=to_json(dict(theory=protocol) if protocol else {}))
-
-def verdict_table(
-    ds:xr.Dataset,    # of one run, from `theory_dataset`
-)->pd.DataFrame:
-    "The verdicts of a dataset, one claim a row."
-    table = ds[['measured', 'low', 'high', 'margin']].to_dataframe()[['measured', 'low', 'high', 'margin']]
-    return table.assign(verdict=np.where(table.margin>=0, 'holds', 'does not hold'))
 
 # %% ../nbs/12_experiment.ipynb #4454aa1e
 def minimise(

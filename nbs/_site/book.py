@@ -88,7 +88,9 @@ class Page:
         self.names |= imported(source, self.package)
         if 'hide' in marks or not source: return
         alt = marks.get('fig-alt') or self.caption()
-        shown = dict(image=dict(alt=alt)) if alt else {}
+        wide = any(float(width)>560 for o in cell['outputs'] for width in re.findall(r'<svg[^>]* width="([\d.]+)pt"', ''.join(o.get('data', {}).get('image/svg+xml', ''))))
+        image = (dict(alt=alt) if alt else {}) | (dict(classes='wide') if wide else {})      # a telephone scrolls wide figures
+        shown = dict(image=image) if image else {}
         meta = dict(tags=list(cell['metadata'].get('tags', [])), mystnb=shown)
         if marks.get('echo')=='false': meta['tags'].append('remove-input')
         if marks.get('code-fold')=='true':
