@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import xarray as xr
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = sorted(ROOT.glob('nbs/[0-9][0-9]_*.ipynb'))
@@ -113,6 +114,14 @@ def test_top_level():
     listed = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode: pytest.skip('not a git checkout')
     assert {line.split('/')[0] for line in listed.stdout.splitlines()} <= TOP
+
+
+@pytest.mark.parametrize('path', sorted((ROOT/'data/results').rglob('*.nc')), ids=lambda p: p.stem)
+def test_published_results_say_where_they_come_from(path):
+    with xr.open_dataset(path) as ds: attrs, scored = ds.attrs, {str(v) for v in ds.evaluate_on.values.reshape(-1)} if 'evaluate_on' in ds.coords else {'test'}
+    assert re.fullmatch('[0-9a-f]{40}', attrs['commit']) and attrs['dirty']=='false' and 'torch' in json.loads(attrs['versions']) and attrs['device'] and json.loads(attrs['protocol'])
+    assert attrs['n_runs']>1 and attrs['n_absent']==0
+    assert scored==({'validation'} if path.parent.name=='validation' else {'test'})
 
 
 def test_losses_need_torch_alone():
