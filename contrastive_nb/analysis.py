@@ -164,7 +164,7 @@ def theorems(
     table = pd.DataFrame(rows)
     return table.drop(columns='holds in') if rows and ds.margin.size==ds.sizes['claim'] else table     # a single run
 
-# %% ../nbs/15_analysis.ipynb #c23b1514
+# %% ../nbs/15_analysis.ipynb #b485a685
 _COLOURS = {   # of a loss; of a loss and its kernel or form, where that is another
     'infonce': '#505050', 'ntxent': '#1f77d0', 'dcl': '#eda71d', 'dhel': '#00b080', 'dhel mean': '#5cd699', 'dhel first': '#0b6b4a',
     'kcl': '#c03000', 'kcl log': '#70107a', 'kcl imq': '#0a0aff', 'kcl riesz': '#7cbede', 'kcl gaussian_riesz': '#ff8a80',
@@ -221,9 +221,10 @@ def _frame(x:xr.DataArray, *keep:str)->pd.DataFrame:
     return frame
 
 def _legend(of, at:float, names)->None:
-    "The legend above, in as many columns as fit."
-    longest = max(map(len, names))
-    sns.move_legend(of, 'lower center', bbox_to_anchor=(.5, at), ncol=max(1, min(len(names), 76//(longest + 8))), columnspacing=1.2, title=None)
+    "The legend above, in one row if it fits, else in as many columns as do."
+    widths = [len(name) + 8 for name in names]
+    ncol = len(names) if sum(widths)<=76 else max(1, 76//max(widths))
+    sns.move_legend(of, 'lower center', bbox_to_anchor=(.5, at), ncol=ncol, columnspacing=1.2, title=None)
 
 def _hues(ds:xr.Dataset, frame:pd.DataFrame)->dict:
     "For seaborn: a line an objective, in its colour, with its short name."
