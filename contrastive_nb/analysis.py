@@ -84,18 +84,20 @@ def paired(
     n = gap.notnull().sum('seed')
     return xr.Dataset(dict(mean=gap.mean('seed'), error=gap.std('seed', ddof=1)/n**.5 if gap.sizes['seed']>1 else gap.mean('seed')*np.nan, wins=(gap>0).sum('seed'), n=n))
 
-# %% ../nbs/15_analysis.ipynb #a0f0b017
+# %% ../nbs/15_analysis.ipynb #ce1d0bde
 def short_names(
     names,             # labels of objectives, those that are shown together
 )->dict:               # label -> short name, no two the same
-    "The labels without parameters that all objectives of their loss share."
+    "The labels with as few parameters as tell the objectives apart."
     def parts(name): return [value if nested else f'{key}={value}' for key, value, nested in re.findall(r'(\w+)=([^,()=]+)(\()?', name)]
     kin, found = {}, {}
     for name in (names := list(names)):
         if re.fullmatch(r"\w+\((\w+=[\w.+'-]+(\([\w.+=', -]*\))?(, )?)*\)", name): kin.setdefault(re.match(r'\w+', name)[0], []).append(name)
     for loss, own in kin.items():
         shared = set.intersection(*(set(parts(name)) for name in own))
-        found |= {name: ' '.join([loss, *(p for p in parts(name) if '=' not in p or p not in shared)]) for name in own}
+        forms = {name: ' '.join([loss, *(p for p in parts(name) if '=' not in p)]) for name in own}
+        if len(set(forms.values()))==len(own): found |= forms   # the kernels tell them apart
+        else: found |= {name: ' '.join([loss, *(p for p in parts(name) if '=' not in p or p not in shared)]) for name in own}
     found = {name: found.get(name, name) for name in names}
     return found if len(set(found.values()))==len(set(names)) else dict(zip(names, names))
 
