@@ -25,9 +25,12 @@ def test_chapter(notebook):
     assert done.returncode==0, (done.stdout + done.stderr)[-4000:]
 
 
+FEWER = dict(pretrain=dict(n_epochs=2))   # its defaults are those of the demo
+
+
 @pytest.mark.parametrize('notebook', EXPERIMENTS, ids=lambda p: p.stem)
 def test_experiment_by_papermill_itself(notebook, tmp_path):
-    papermill.execute_notebook(notebook, tmp_path/'executed.ipynb', parameters=dict(out=str(tmp_path/'run')), kernel_name='python3', progress_bar=False)
+    papermill.execute_notebook(notebook, tmp_path/'executed.ipynb', parameters=dict(out=str(tmp_path/'run')) | FEWER.get(notebook.stem, {}), kernel_name='python3', progress_bar=False)
     ds = xr.load_dataset(tmp_path/'run'/'result.nc')
     assert ds.attrs['commit'] is not None and ds.attrs['parameters'] and ds.attrs['axes']
     assert all('units' in v.attrs and 'long_name' in v.attrs for v in ds.data_vars.values())

@@ -1,4 +1,5 @@
 "Value and parameter gradient over several processes equal those of one process that holds the whole batch, for every loss."
+import re
 import subprocess
 import sys
 import textwrap
@@ -15,13 +16,7 @@ WORKER = textwrap.dedent('''
 
     dist.init_process_group('gloo')
     rank, size = rank_and_size()
-    if sys.argv[2]=='small': pairs.SQUARE, pairs.TILE = 1, (4, 8)   # so that even these few rows are many tiles, of which each process makes some
-    rows = [int(n) for n in sys.argv[1].split(',')]
-    own = slice(sum(rows[:rank]), sum(rows[:rank+1]))
-    B, V = sum(rows), 3
-    x = torch.randn(V, B, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(B) % 3
-    shared = dict(clop=[orthonormal_prototypes(3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)], soft_supcon=[torch.ones(V*B, V*B).fill_diagonal_(0)])
+    usual = pairs.SQUARE, pairs.TILE
 
     def arguments(c):   # the smallest that a loss must be given
         known = loss_parameters(c.fn)
@@ -29,33 +24,43 @@ WORKER = textwrap.dedent('''
 
     losses = [(name, c(**arguments(c))) for registry in (LOSSES, MULTIVIEW_LOSSES, LABEL_LOSSES) for name, c in registry.items()]
     losses += [('cold', NTXent(temperature=.0005)), ('sum', Sum(NTXent(temperature=.3), VRNS(n=100), weights=(1, 3))), ('pairwise', Pairwise(DHEL(temperature=.3)))]
-    for name, loss in losses:
-        torch.manual_seed(2)
-        net = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4)).double()
+    for case in sys.argv[1:]:
+        tiles, rows = case.split(':')
+        pairs.SQUARE, pairs.TILE = usual if tiles=='whole' else (1, (4, 8))   # so that even these few rows are many tiles, of which each process makes some
+        rows = [int(n) for n in rows.split(',')]
+        own = slice(sum(rows[:rank]), sum(rows[:rank+1]))
+        B, V = sum(rows), 3
+        x = torch.randn(V, B, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        labels = torch.arange(B) % 3
+        shared = dict(clop=[orthonormal_prototypes(3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)], soft_supcon=[torch.ones(V*B, V*B).fill_diagonal_(0)])
+        for name, loss in losses:
+            torch.manual_seed(2)
+            net = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4)).double()
 
-        def inputs(net, part):
-            embedded = net(x[:, part].reshape(-1, 6)).view(V, -1, 4)   # one call for all views, as DistributedDataParallel wants
-            if loss.split==(0, 0): return embedded[0], embedded[1]
-            extra = shared.get(name, [])
-            return (embedded[:2] if name=='dscl' else embedded, *([labels[part]] if loss.split[1:2]==(0,) else []), *extra)
+            def inputs(net, part):
+                embedded = net(x[:, part].reshape(-1, 6)).view(V, -1, 4)   # one call for all views, as DistributedDataParallel wants
+                if loss.split==(0, 0): return embedded[0], embedded[1]
+                extra = shared.get(name, [])
+                return (embedded[:2] if name=='dscl' else embedded, *([labels[part]] if loss.split[1:2]==(0,) else []), *extra)
 
-        expected = loss(*inputs(net, slice(None)))
-        grads = torch.autograd.grad(expected, list(net.parameters()))
-        parallel = DistributedDataParallel(net)   # its hooks live as long as it does
-        value = Gathered(loss)(*inputs(parallel, own))
-        value.backward()
-        torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12, msg=name)
-        for p, g in zip(net.parameters(), grads): torch.testing.assert_close(p.grad, g, rtol=1e-7, atol=1e-10, msg=name)
-    print(f'rank {rank} agrees for {len(losses)} losses', flush=True)
+            expected = loss(*inputs(net, slice(None)))
+            grads = torch.autograd.grad(expected, list(net.parameters()))
+            parallel = DistributedDataParallel(net)   # its hooks live as long as it does
+            value = Gathered(loss)(*inputs(parallel, own))
+            value.backward()
+            torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12, msg=name)
+            for p, g in zip(net.parameters(), grads): torch.testing.assert_close(p.grad, g, rtol=1e-7, atol=1e-10, msg=name)
+        print(f'rank {rank} agrees for {len(losses)} losses, {case}', flush=True)
     dist.destroy_process_group()
 ''')
 
 
-@pytest.mark.parametrize('rows,tiles', [('4,4', 'whole'), ('3,6', 'small'), ('4,4,4', 'small'), ('3,6,2', 'whole'), ('5,0,4', 'small')])
-def test_gathered_loss_equals_one_process(tmp_path, rows, tiles):
-    script, size = tmp_path/'worker.py', rows.count(',')+1
+@pytest.mark.parametrize('size,cases', [(2, ['whole:4,4', 'small:3,6']), (3, ['small:4,4,4', 'whole:3,6,2', 'small:5,0,4'])], ids=['2', '3'])
+def test_gathered_loss_equals_one_process(tmp_path, size, cases):
+    script = tmp_path/'worker.py'
     script.write_text(WORKER)
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(size), str(script), rows, tiles]
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(size), str(script), *cases]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode==0, done.stderr[-3000:]
-    assert all(f'rank {rank} agrees' in done.stdout for rank in range(size))
+    for rank in range(size):
+        for case in cases: assert re.search(f'rank {rank} agrees for [0-9]+ losses, {case}', done.stdout), (rank, case)

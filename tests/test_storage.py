@@ -248,6 +248,7 @@ PRETRAIN = ROOT/'nbs'/'experiments'/'pretrain.ipynb'
 TINY = dict(n_epochs=1, batch_size=8, n_measured=4, knn_k=3, projector=[8])
 
 
+@pytest.mark.slow
 def test_data_that_change_between_the_runs_of_a_sweep(tmp_path):
     "The runs stay, each says what it saw, and they don't become one dataset."
     images, points = pictures(tmp_path/'images'), [TINY | dict(dataset=f"folder:{tmp_path/'images'}", seed=s) for s in (0, 1, 2)]

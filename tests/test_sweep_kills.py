@@ -118,7 +118,7 @@ def test_what_the_notebook_did_is_final(tmp_path, code, says, engine):
     assert (state['state'], state['attempts'])==('failed', 1)
 
 
-@pytest.mark.parametrize('engine', ['warm', 'papermill'])
+@pytest.mark.parametrize('engine', ['warm', pytest.param('papermill', marks=pytest.mark.slow)])
 def test_a_result_does_not_count_if_a_later_cell_fails(tmp_path, engine):
     "What the notebook wrote is kept under another name, nobody counts it, and the next start runs the notebook again."
     answer = f'import pathlib\nif not pathlib.Path({str(tmp_path/"known")!r}).exists(): raise ValueError("first line\\nno answer")'
@@ -149,7 +149,7 @@ def test_a_kill_after_the_result_takes_nothing_from_it(tmp_path):
     assert status==0 and (state['state'], state['attempts'])==('done', 1), (out, err)
 
 
-@pytest.mark.parametrize('engine', ['warm', 'papermill'])
+@pytest.mark.parametrize('engine', ['warm', pytest.param('papermill', marks=pytest.mark.slow)])
 def test_the_time_limit_kills_all_that_the_run_started(tmp_path, engine):
     spawn = f'import os, subprocess, sys, time\nchildren = [subprocess.Popen(["sleep", "300"], start_new_session=s).pid for s in (False, True)]\nopen({str(tmp_path/"pids")!r}, "w").write(f"{{os.getpid()}} {{children[0]}} {{children[1]}}")\nwhile n==2: pass'
     notebook = toy(tmp_path, spawn)
