@@ -371,7 +371,7 @@ def _read_all(paths, arrays)->list:
             Path(task['to']).unlink()
     return runs
 
-# %% ../nbs/14_results.ipynb #b9c12489
+# %% ../nbs/14_results.ipynb #329d9765
 ROUNDING = 1e-5                     # relative to the largest value of a quantity
 _MACHINE = {'s', '1/s', 'bytes'}    # units that measure the machine
 
@@ -409,7 +409,8 @@ def verify(
     if not notebook.is_file(): raise FileNotFoundError(f"{folder} holds no notebook.ipynb, so the run can't be repeated")
     before = xr.load_dataset(folder/'result.nc', engine='netcdf4')
     with tempfile.TemporaryDirectory(prefix='verify-') as again:
-        state = run_one(notebook, json.loads(before.attrs['parameters']), Path(again)/folder.resolve().name, experiment=str(before.attrs.get('experiment', '')), engine=engine, timeout=timeout)
+        state = run_one(notebook, json.loads(before.attrs['parameters']), Path(again)/folder.resolve().name, experiment=str(before.attrs.get('experiment', '')), engine=engine, timeout=timeout,
+                        threads=read_state(folder).get('threads'))   # sums depend on how many share them
         if state['state']!='done': raise RuntimeError(f"{folder.name} can't be repeated: {state['error']}")
         after = xr.load_dataset(Path(again)/folder.resolve().name/'result.nc', engine='netcdf4')
     rows = compare(before, after)

@@ -360,7 +360,7 @@ def _killed(number:int)->str:
     "What a signal did, in words, and what helps."
     return f'killed by signal {number} ({signal.Signals(number).name})' + ('; a system that is out of memory does this: lower jobs, or what the run needs' if number==signal.SIGKILL else '')
 
-# %% ../nbs/13_sweep.ipynb #8d43e4c5
+# %% ../nbs/13_sweep.ipynb #c6888b9a
 def _now()->str: return datetime.now(timezone.utc).isoformat(timespec='seconds')
 
 def _run(task:dict)->dict:
@@ -381,10 +381,11 @@ def _run_locked(task, folder, values):
     attempts = read_state(folder).get('attempts', 0) + 1
     _set_aside(folder, attempts)
     nb = read_notebook(task['notebook'])
+    threads = os.environ.get('OMP_NUM_THREADS', '')
     origin = provenance(git=task['git'])
     del origin['device'], origin['started']   # the result knows its device; times stand in the state
     write_json(folder/'run.json', dict(state='running', experiment=task['experiment'], parameters=values, code=code_hash(nb), error=None, attempts=attempts,
-                                       engine=task['engine'], started=_now(), provenance=origin))
+                                       engine=task['engine'], threads=int(threads) if threads.isdecimal() else _cores(), started=_now(), provenance=origin))
     began, output = time.perf_counter(), folder/'.notebook.tmp.ipynb'
     error, outside = _execute(inject(nb, values | {RUNNER: str(folder)}), output, task['engine'], task['cwd'])
     state = _conclude(folder, values, error or 'the notebook ended without a result for these parameters', time.perf_counter()-began, wrong=bool(error) and not outside)

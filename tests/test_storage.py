@@ -371,11 +371,12 @@ def test_status_for_people_and_machines(tmp_path):
     assert found['count']==dict(done=1, running=0, failed=1, absent=0) and all(s['started'] and s['seconds']>0 and s['provenance']['versions'] for s in found['runs'].values())
 
 
-@pytest.mark.parametrize('code, verdict', [('', 'bit-equal'), ('import os; n = n*(1 + 1e-9*int.from_bytes(os.urandom(1)))', 'rounding'), ('import time; n = n + time.time_ns()%1009', 'different')])
-def test_verify(tmp_path, code, verdict):
+@pytest.mark.parametrize('code, verdict', [('', 'bit-equal'), ('import os; n = n*(1 + 1e-9*int.from_bytes(os.urandom(1)))', 'rounding'), ('import time; n = n + time.time_ns()%1009', 'different'), ('import os; n = n + int(os.environ["OMP_NUM_THREADS"])', 'bit-equal')])
+def test_verify(tmp_path, code, verdict, monkeypatch):
     save = SAVE.replace("{k: v for k, v in globals().items() if k in PARAMETERS}", 'dict(n=3)').replace('coords=dict(n=n,', 'coords=dict(n=3,').replace('**n', '**3')
     folder, = sweep(toy(tmp_path, code, save=save), [dict(n=3)], tmp_path/'out', progress=False)
     before = content(tmp_path/'out')
+    monkeypatch.setenv('OMP_NUM_THREADS', '7')     # the run is repeated with as many threads as it had
     status, text = cli('verify', folder)
     said = dict(rounding='equal within rounding').get(verdict, verdict)
     assert f'{said}: ' in text and status==(verdict=='different') and content(tmp_path/'out')==before, text
