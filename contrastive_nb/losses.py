@@ -25,7 +25,7 @@ from .kernels import Kernel, check_range, gaussian, make_kernel
 from .pairs import embeddings, full_precision, log_repulsion, log_repulsions, mean_kernel, off_diagonal, positive_sqdist, positives, strips
 from .sphere import sqdist, unit
 
-# %% ../nbs/03_losses.ipynb #eeacc2b9
+# %% ../nbs/03_losses.ipynb #6d295b84
 def infonce(
     z1:Tensor,                # (B, D) embeddings of the first view
     z2:Tensor,                # (B, D) embeddings of the second view, rows paired with `z1`
@@ -36,12 +36,12 @@ def infonce(
 )->Tensor:                    # ()
     "Mean over anchors of the cross-entropy of picking the positive out of the other view."
     temperature = check_range('infonce', 'temperature', temperature, above=0)
-    z1, z2 = embeddings('infonce', z1, z2, normalize=normalize, validate=validate)
+    z1, z2 = z = embeddings('infonce', z1, z2, normalize=normalize, validate=validate)
     p = positives(z1, z2)/temperature
-    repel = log_repulsions(z1, z2, temperature=temperature, within=False) if symmetric else (log_repulsion(z1, z2, temperature=temperature),)
-    return sum(softplus(r - p).mean() for r in repel)/len(repel)
+    repel = log_repulsions(z, temperature=temperature, within=False) if symmetric else log_repulsion(z1, z2, temperature=temperature)
+    return softplus(repel - p).mean()
 
-# %% ../nbs/03_losses.ipynb #1f3a9f12
+# %% ../nbs/03_losses.ipynb #c6ed9063
 def ntxent(
     z1:Tensor,                # (B, D) embeddings of the first view
     z2:Tensor,                # (B, D) embeddings of the second view, rows paired with `z1`
@@ -51,11 +51,11 @@ def ntxent(
 )->Tensor:                    # ()
     "Mean over the 2B anchors of the cross-entropy of picking the positive out of all other embeddings."
     temperature = check_range('ntxent', 'temperature', temperature, above=0)
-    z1, z2 = embeddings('ntxent', z1, z2, normalize=normalize, validate=validate)
+    z1, z2 = z = embeddings('ntxent', z1, z2, normalize=normalize, validate=validate)
     p = positives(z1, z2)/temperature
-    return sum(softplus(r - p).mean() for r in log_repulsions(z1, z2, temperature=temperature))/2
+    return softplus(log_repulsions(z, temperature=temperature) - p).mean()
 
-# %% ../nbs/03_losses.ipynb #f6a4d9e9
+# %% ../nbs/03_losses.ipynb #3b0fce0a
 def dcl(
     z1:Tensor,                # (B, D) embeddings of the first view
     z2:Tensor,                # (B, D) embeddings of the second view, rows paired with `z1`
@@ -66,12 +66,12 @@ def dcl(
 )->Tensor:                    # ()
     "Mean over anchors of NT-Xent's term without the positive in the denominator."
     temperature = check_range('dcl', 'temperature', temperature, above=0)
-    z1, z2 = embeddings('dcl', z1, z2, normalize=normalize, validate=validate)
+    z1, z2 = z = embeddings('dcl', z1, z2, normalize=normalize, validate=validate)
     align = (positives(z1, z2)/temperature).mean()
-    repel = log_repulsions(z1, z2, temperature=temperature) if symmetric else (log_repulsion(z1, z1, z2, temperature=temperature),)
-    return sum(r.mean() for r in repel)/len(repel) - align
+    repel = log_repulsions(z, temperature=temperature) if symmetric else log_repulsion(z1, z1, z2, temperature=temperature)
+    return repel.mean() - align
 
-# %% ../nbs/03_losses.ipynb #5a3252d9
+# %% ../nbs/03_losses.ipynb #e925165e
 def dhel(
     z1:Tensor,                # (B, D) embeddings of the first view
     z2:Tensor,                # (B, D) embeddings of the second view, rows paired with `z1`
@@ -83,11 +83,11 @@ def dhel(
     "Mean log-sum-exp of the cosines within a view, less the alignment of the positives."
     temperature = check_range('dhel', 'temperature', temperature, above=0)
     if views not in ('both', 'mean', 'first'): raise ValueError(f"dhel: views must be 'both', 'mean' or 'first', got {views!r}")
-    z1, z2 = embeddings('dhel', z1, z2, normalize=normalize, validate=validate)
-    repel = sum(log_repulsion(z, z, temperature=temperature).mean() for z in ((z1,) if views=='first' else (z1, z2)))
-    return (repel/2 if views=='mean' else repel) - (positives(z1, z2)/temperature).mean()
+    z1, z2 = z = embeddings('dhel', z1, z2, normalize=normalize, validate=validate)
+    repel = log_repulsion(z1, z1, temperature=temperature) if views=='first' else log_repulsions(z, temperature=temperature, across=False)
+    return repel.mean()*(2 if views=='both' else 1) - (positives(z1, z2)/temperature).mean()
 
-# %% ../nbs/03_losses.ipynb #f6bf6514
+# %% ../nbs/03_losses.ipynb #b95abffe
 def kcl(
     z1:Tensor,                      # (B, D) embeddings of the first view
     z2:Tensor,                      # (B, D) embeddings of the second view, rows paired with `z1`
@@ -103,9 +103,9 @@ def kcl(
     if energy_scale is not None: energy_scale = check_range('kcl', 'energy_scale', energy_scale, above=0)
     for name, k in (('kernel', kernel), ('attraction', kernel if attraction is None else attraction)):
         if not callable(k): raise ValueError(f"kcl: {name} must be a kernel such as gaussian(t=2.), got {k!r}")
-    z1, z2 = embeddings('kcl', z1, z2, normalize=normalize, validate=validate)
+    z1, z2 = z = embeddings('kcl', z1, z2, normalize=normalize, validate=validate)
     attract = (attraction or kernel)(positive_sqdist(z1, z2)).mean()
-    repel = mean_kernel(z1, kernel, radial=not normalize) + mean_kernel(z2, kernel, radial=not normalize)
+    repel = 2*mean_kernel(z, kernel, radial=not normalize)
     if validate and z1.device.type=='cpu' and not torch.compiler.is_compiling():
         for k, what, value in ((attraction or kernel, 'positives', attract), (kernel, 'rows of one view', repel)):
             if value.isinf(): raise ValueError(f"kcl: two {what} coincide, where {k} has a pole; use s < 0 or another kernel")
@@ -162,7 +162,7 @@ def softmin_sqdist(
         return (torch.softmax(logits, 1)*d2).sum(1)
     return strips(rows, anchors, others)
 
-# %% ../nbs/03_losses.ipynb #11789474
+# %% ../nbs/03_losses.ipynb #f92f1c27
 def dclw(
     z1:Tensor,                # (B, D) embeddings of the first view
     z2:Tensor,                # (B, D) embeddings of the second view, rows paired with `z1`
@@ -175,13 +175,13 @@ def dclw(
 )->Tensor:                    # ()
     "DCL with positives weighted by how far apart they still are."
     temperature, sigma = (check_range('dclw', name, value, above=0) for name, value in (('temperature', temperature), ('sigma', sigma)))
-    z1, z2 = embeddings('dclw', z1, z2, normalize=normalize, validate=validate)
+    z1, z2 = z = embeddings('dclw', z1, z2, normalize=normalize, validate=validate)
     cos = positives(z1, z2)
     weight = 2 - len(cos)*torch.softmax((cos.detach() if detach_weights else cos)/sigma, 0)
-    views = ((z1, z2), (z2, z1)) if symmetric else ((z1, z2),)
-    return sum(log_repulsion(a, a, b, temperature=temperature).mean() for a, b in views)/len(views) - (weight*cos/temperature).mean()
+    repel = log_repulsions(z, temperature=temperature) if symmetric else log_repulsion(z1, z1, z2, temperature=temperature)
+    return repel.mean() - (weight*cos/temperature).mean()
 
-# %% ../nbs/03_losses.ipynb #651f4418
+# %% ../nbs/03_losses.ipynb #c8a59a69
 def energy(
     z1:Tensor,                      # (B, D) embeddings of the first view
     z2:Tensor,                      # (B, D) embeddings of the second view
@@ -193,12 +193,12 @@ def energy(
     "Mean of a kernel over pairs within each view, averaged over the two views."
     if not callable(kernel): raise ValueError(f"energy: kernel must be a kernel such as gaussian(t=2.), got {kernel!r}")
     if log and not torch.compiler.is_compiling() and not kernel(torch.tensor(2.))>0: raise ValueError(f"energy: log needs a kernel of positive values, got {kernel}")
-    views = embeddings('energy', z1, z2, normalize=normalize, validate=validate)
-    if log and isinstance(kernel, gaussian): return sum(log_mean_gaussian(z, kernel.t) for z in views)/2
-    means = [mean_kernel(z, kernel, radial=not normalize) for z in views]
+    z = embeddings('energy', z1, z2, normalize=normalize, validate=validate)
+    if log and isinstance(kernel, gaussian): return sum(log_mean_gaussian(v, kernel.t) for v in z)/2
+    means = [mean_kernel(v, kernel, radial=not normalize) for v in (z.unbind() if log else (z,))]   # of the two together, or one by one for their logs
     if validate and z1.device.type=='cpu' and not torch.compiler.is_compiling() and any(m.isinf() for m in means):
         raise ValueError(f"energy: two rows of one view coincide, where {kernel} has a pole; use s < 0 or another kernel")
-    return sum(m.log() if log else m for m in means)/2
+    return sum(m.log() for m in means)/2 if log else means[0]
 
 # %% ../nbs/03_losses.ipynb #c3723c03
 def align_uniform(
@@ -330,23 +330,23 @@ def vrns(
     one, B = torch.ones_like(z1[:, :1]), len(z1)   # a column more adds 1/(n-1) to each cosine
     return off_diagonal_squares(torch.cat([z1, one/(n-1)], 1), torch.cat([z2, one], 1))/(B*(B-1))
 
-# %% ../nbs/03_losses.ipynb #f2383d8b
+# %% ../nbs/03_losses.ipynb #390385be
 def stacked_views(
     who:str,              # name of the caller, for messages
     z:Tensor,             # (V, B, D) embeddings of V >= 2 views
     normalize:bool,
     validate:bool,
-)->list[Tensor]:          # V of (B, D)
-    "The views in `z`, checked and on the sphere."
+)->Tensor:                # (V, B, D)
+    "The views, checked and on the sphere."
     if not isinstance(z, Tensor) or z.ndim!=3: raise ValueError(f"{who}: z must have shape (V, B, D), got {tuple(getattr(z, 'shape', ()))}")
     if len(z)<2: raise ValueError(f"{who}: needs V >= 2 views, got {len(z)}")
     return embeddings(who, *z.unbind(), normalize=normalize, validate=validate, names=tuple(f'z[{v}]' for v in range(len(z))))
 
-def pair_cosines(views:list)->Tensor:   # V of (B, D) -> (V*(V-1)/2, B)
+def pair_cosines(z:Tensor)->Tensor:   # (V, B, D) -> (V*(V-1)/2, B)
     "Cosines of positives for all pairs of views."
-    return torch.stack([positives(a, b) for a, b in combinations(views, 2)])
+    return torch.stack([positives(a, b) for a, b in combinations(z.unbind(), 2)])
 
-# %% ../nbs/03_losses.ipynb #9143b745
+# %% ../nbs/03_losses.ipynb #d5e81792
 def mv_infonce(
     z:Tensor,                 # (V, B, D) embeddings of V >= 2 views
     *, temperature,           # > 0
@@ -357,13 +357,12 @@ def mv_infonce(
     "Mean over images of the log-ratio of all pairs formed by their views to the positive ones."
     temperature = check_range('mv_infonce', 'temperature', temperature, above=0)
     check_choice('mv_infonce', 'negatives', negatives, ('all', 'cross'))
-    views = stacked_views('mv_infonce', z, normalize, validate)
-    attract = torch.logsumexp(pair_cosines(views)/temperature, 0) + math.log(2)   # each pair in both orders
-    seen = [[b for b in views if negatives=='all' or b is not a] for a in views]
-    repel = torch.stack([log_repulsion(a, *others, temperature=temperature) for a, others in zip(views, seen)]).logsumexp(0)
+    z = stacked_views('mv_infonce', z, normalize, validate)
+    attract = torch.logsumexp(pair_cosines(z)/temperature, 0) + math.log(2)   # each pair in both orders
+    repel = log_repulsions(z, temperature=temperature, within=negatives=='all').logsumexp(0)
     return softplus(repel - attract).mean()
 
-# %% ../nbs/03_losses.ipynb #28c56bbb
+# %% ../nbs/03_losses.ipynb #2da4da58
 def mv_dhel(
     z:Tensor,                 # (V, B, D) embeddings of V >= 2 views
     *, temperature,           # > 0
@@ -372,10 +371,10 @@ def mv_dhel(
 )->Tensor:                    # ()
     "Mean over images of the log-sum-exp energies of all views less that of the positive pairs."
     temperature = check_range('mv_dhel', 'temperature', temperature, above=0)
-    views = stacked_views('mv_dhel', z, normalize, validate)
-    return sum(log_repulsion(a, a, temperature=temperature).mean() for a in views) - torch.logsumexp(pair_cosines(views)/temperature, 0).mean()
+    z = stacked_views('mv_dhel', z, normalize, validate)
+    return log_repulsions(z, temperature=temperature, across=False).sum(0).mean() - torch.logsumexp(pair_cosines(z)/temperature, 0).mean()
 
-# %% ../nbs/03_losses.ipynb #37af4f0a
+# %% ../nbs/03_losses.ipynb #e8452021
 def pvc(
     z:Tensor,                 # (V, B, D) embeddings of V >= 2 views
     *, temperature,           # > 0
@@ -384,11 +383,11 @@ def pvc(
 )->Tensor:                    # ()
     "Mean over ordered pairs of views of the cross-entropy of picking the positive out of all other images in all views."
     temperature = check_range('pvc', 'temperature', temperature, above=0)
-    views = stacked_views('pvc', z, normalize, validate)
-    repel = [log_repulsion(a, *views, temperature=temperature) for a in views]
+    z = stacked_views('pvc', z, normalize, validate)
+    views, repel = z.unbind(), log_repulsions(z, temperature=temperature)
     return torch.stack([softplus(r - positives(a, b)/temperature).mean() for r, a in zip(repel, views) for b in views if b is not a]).mean()
 
-# %% ../nbs/03_losses.ipynb #a3749329
+# %% ../nbs/03_losses.ipynb #f9fb349b
 def cacr(
     z:Tensor,                 # (V, B, D) embeddings of V >= 2 views
     *, alpha=1.,              # >= 0, weight of the attraction
@@ -401,13 +400,13 @@ def cacr(
 )->Tensor:                    # ()
     "Softmax-weighted squared distances to the positives less softmin-weighted ones to the negatives."
     for name, value in (('alpha', alpha), ('beta', beta), ('tau_pos', tau_pos), ('tau_neg', tau_neg)): check_range('cacr', name, value, 0)
-    views = stacked_views('cacr', z, normalize, validate)
+    views = stacked_views('cacr', z, normalize, validate).unbind()
     d2 = torch.stack([torch.stack([positive_sqdist(a, b) for b in views if b is not a]) for a in views])   # (V, V-1, B)
     attract = (torch.softmax(tau_pos*d2, 1)*d2).sum(1).mean()
     pairs = permutations(views, 2) if symmetric else combinations(views, 2)
     return alpha*attract - beta*torch.stack([softmin_sqdist(a, b, tau_neg).mean() for a, b in pairs]).mean()
 
-# %% ../nbs/03_losses.ipynb #f54ca405
+# %% ../nbs/03_losses.ipynb #64a9cd14
 def hard_negatives(
     anchor:Tensor,        # (B, D) unit rows
     others:list,          # V views as candidates, each (B, D)
@@ -443,7 +442,7 @@ def ainfonce(
     check_range('ainfonce', 'adv_weight', adv_weight, 0)
     check_range('ainfonce', 'tau_plus', tau_plus, 0, 1 - 1e-6)
     check_choice('ainfonce', 'detach', detach, ('adversarial', 'all'))
-    views = stacked_views('ainfonce', z, normalize, validate)
+    views = stacked_views('ainfonce', z, normalize, validate).unbind()
     V = len(views)
     def losses(a, others):   # (V,) mean cross-entropy of anchor view a for its positive in each other view
         p = torch.stack([positives(views[a], o) for o in others])/temperature

@@ -7,12 +7,13 @@ __all__ = ['TILE', 'STRIP', 'SQUARE', 'KEPT', 'SHARE', 'embeddings', 'positives'
            'tiles', 'leave_out', 'beyond', 'full_precision', 'log_repulsion', 'log_repulsions', 'class_repulsion',
            'block_repulsion', 'strips', 'mean_kernel']
 
-# %% ../nbs/02_pairs.ipynb #5c6d24fb
+# %% ../nbs/02_pairs.ipynb #7d2919ee
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from contextvars import ContextVar
 from functools import reduce
+from itertools import combinations, product
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from . import gpu
 from .kernels import Kernel, gaussian, imq, log
 from .sphere import sqdist, unit
 
-# %% ../nbs/02_pairs.ipynb #b18217c1
+# %% ../nbs/02_pairs.ipynb #f285ff4a
 def _traced()->bool:
     "Whether a compiler or a functional transform (vmap, jacrev, ...) looks on, which wants plain operations."
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
@@ -68,8 +69,8 @@ def embeddings(
     normalize:bool=True,     # bring rows to unit length
     validate:bool=True,      # look for NaN and infinite rows (on a CPU)
     names:tuple=('z1', 'z2'),
-)->list[Tensor]:             # each (B, D), float32 or float64
-    "The `views`, checked, widened to at least float32 and on the unit sphere."
+)->Tensor:                   # (V, B, D) for V views, float32 or float64
+    "The `views`, checked, widened to at least float32, on the unit sphere and one after the other."
     first = views[0]
     for name, z in zip(names, views):
         if not isinstance(z, Tensor): raise ValueError(f"{who}: {name} must be a tensor, got {type(z).__name__}")
@@ -82,15 +83,11 @@ def embeddings(
     if D<1: raise ValueError(f"{who}: embeddings must have at least one dimension, got shape {tuple(first.shape)}")
     validate = validate and first.device.type=='cpu' and not torch.compiler.is_compiling()
     views = [z.float() if z.dtype in (torch.float16, torch.bfloat16) else z for z in views]
-    if not normalize or _traced():
-        for name, z in zip(names, views if validate else ()): _refuse_infinite(who, name, z.detach())
-        return [unit(z) for z in views] if normalize else views
-    out = []
-    for name, z in zip(names, views):
-        norm, scale = _norms(z.detach())
-        if validate and scale is not None: _refuse_infinite(who, name, z.detach())   # else all lengths are numbers, so all entries are
-        out.append(_Unit.apply(z, norm, scale))
-    return out
+    whole = torch.stack(views) if len(views)>1 else views[0][None]
+    norm, scale = _norms(whole.detach()) if normalize and not _traced() else (None, ())
+    if validate and scale is not None:   # else all lengths are numbers, so all entries are
+        for name, z in zip(names, views): _refuse_infinite(who, name, z.detach())
+    return whole if not normalize else unit(whole) if norm is None else _Unit.apply(whole, norm, scale)
 
 # %% ../nbs/02_pairs.ipynb #dcc093cb
 def positives(
@@ -115,10 +112,10 @@ def off_diagonal(
     B = len(m)
     return m.flatten()[1:].view(B-1, B+1)[:, :-1].reshape(B, B-1)
 
-# %% ../nbs/02_pairs.ipynb #7376b08b
+# %% ../nbs/02_pairs.ipynb #f2935f95
 TILE = 256, 1024    # rows and columns of a tile, no higher than wide: in float32 one megabyte, about a core's own cache
 STRIP = 2**20       # pairs in a strip
-SQUARE = 512        # so many rows with each other are one tile
+SQUARE = 512        # so many rows with each other are one tile; with eight times as many, tiles of this side are the faster ones again
 KEPT = 2**22        # up to so many pairs, tiles wait for the backward pass instead of being made again
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise')
 
@@ -130,10 +127,11 @@ def _fast(x, w):
 def _product(
     x:Tensor,   # (M, K)
     w:Tensor,   # (N, K)
+    add:Tensor|None=None, # (N,)
 )->Tensor:      # (M, N)
-    "`x @ w.T`."
-    if _fast(x, w): return torch.ops.mkldnn._linear_pointwise(x, w, None, 'none', [], '')
-    return x @ w.T
+    "`x @ w.T`, and `add` to each row of it."
+    if _fast(x, w): return torch.ops.mkldnn._linear_pointwise(x, w, add, 'none', [], '')
+    return x @ w.T if add is None else torch.addmm(add, x, w.T)
 
 def _add_product(total:Tensor, x:Tensor, w:Tensor):
     "Add `x @ w.T` to `total`."
@@ -171,17 +169,19 @@ def tiles(
     kept=(),               # tiles from last time, used in place of new ones
     until:Tensor=None,     # (M,) never falling: no pair of row i counts from column until[i] on
     share:Share=Share(),   # every `size`th strip of rows
+    views:int=1,           # so many views stand one below the other, and only rows of the same one meet
+    add:Tensor|None=None,  # (N,) a number for each column
 ):
     "Row range, column range and scaled inner products of each tile; where `same`, the first of a row starts on the diagonal."
-    height, width = (tile, tile) if tile else (TILE[0]//4, TILE[1]) if until is not None else (SQUARE, SQUARE) if same and len(x)<=SQUARE else TILE
-    kept_tiles = iter(kept)
-    for i in range(share.rank*height, len(x), share.size*height):
-        r = slice(i, min(i+height, len(x)))
+    M, N, kept_tiles = len(x)//views, len(y)//views, iter(kept)
+    height, width = (tile, tile) if tile else (TILE[0]//4, TILE[1]) if until is not None else (SQUARE, SQUARE) if same and not SQUARE<M<8*SQUARE else TILE
+    for view, i in product(range(views), range(share.rank*height, M, share.size*height)):
+        r = slice(view*M + i, view*M + min(i+height, M))
         if not kept: strip = x[r]*scale
-        end = len(y) if until is None else until[r.stop-1].item()
-        for j in range(i if same else 0, end, width):
+        end = (view+1)*N if until is None else until[r.stop-1].item()
+        for j in range(r.start if same else view*N, end, width):
             c = slice(j, min(j+width, end))
-            yield r, c, next(kept_tiles) if kept else _product(strip, y[c])
+            yield r, c, next(kept_tiles) if kept else _product(strip, y[c], None if add is None else add[c])
 
 def leave_out(
     tile:Tensor,            # values of one tile, changed in place
@@ -226,6 +226,7 @@ class _Pushes:
         return self.rows if self.colsT is None else self.rows.add_(self.colsT.T)
 
     def columns(self)->Tensor:
+        "What the columns get."
         return torch.zeros_like(self.y) if self.colsT is None else self.colsT.T.contiguous()
 
 def _check_tile(who:str, tile):
@@ -237,9 +238,10 @@ def full_precision(z:Tensor):
     "Context in which autocast does not lower the precision of products of `z`."
     return torch.autocast(z.device.type, enabled=False) if torch.is_autocast_enabled(z.device.type) else nullcontext()
 
-# %% ../nbs/02_pairs.ipynb #796e55f7
-def _dense_log_sums(x, y, temperature, skip, both, classes):
+# %% ../nbs/02_pairs.ipynb #9aa4e350
+def _dense_log_sums(x, y, temperature, skip, both, classes, views=1):
     "What `_LogSums` computes, by plain operations on all pairs at once."
+    if views>1: return (torch.cat([_dense_log_sums(v, None, temperature, skip, both, classes)[0] for v in x.chunk(views)]),)
     cos = x @ (x if y is None else y).T
     out = leave_out(torch.ones_like(cos, requires_grad=False), slice(0, len(cos)), slice(0, cos.shape[1]), skip, classes)==0
     logits = (cos/temperature).masked_fill(out, -math.inf)
@@ -264,10 +266,10 @@ def _alone(labels, same_class):
     return torch.searchsorted(s, labels, right=True) - torch.searchsorted(s, labels)==(1 if same_class else len(labels))
 
 class _LogSums(torch.autograd.Function):
-    "Log-sum-exp over each row of all pairs of `x` and `y`, and each column if `both`; over pairs within `x` where `y` is None. Rows of one class stand together if only their pairs count."
+    "Log-sum-exp over each row of all pairs of `x` and `y`, and each column if `both`; over pairs within `x`, or within each of its `views`, where `y` is None. Rows of one class stand together if only their pairs count."
     @staticmethod
-    def forward(ctx, x, y, temperature, skip, both, classes, tile, share):
-        ctx.skip, ctx.both, ctx.classes, ctx.tile, ctx.share, same = skip, both, classes, tile, share, y is None
+    def forward(ctx, x, y, temperature, skip, both, classes, tile, share, views):
+        ctx.skip, ctx.both, ctx.classes, ctx.tile, ctx.share, ctx.views, same = skip, both, classes, tile, share, views, y is None
         inputs = x, y, temperature if isinstance(temperature, Tensor) else None
         t = ctx.t = temperature.item() if inputs[2] is not None and inputs[2].device.type=='cpu' else temperature
         x = x.contiguous()
@@ -280,8 +282,8 @@ class _LogSums(torch.autograd.Function):
         kept, ctx.plain = [], x.device.type=='cpu'
         if ctx.plain:
             rows, cols = empty(0.)
-            keep = any(ctx.needs_input_grad) and len(x)*len(y) <= (2*KEPT if same else KEPT)
-            for r, c, e in tiles(x, y, same, tile, math.log2(math.e)/t, until=until, share=share):
+            keep = any(ctx.needs_input_grad) and len(x)*len(y) <= (2*KEPT*views if same else KEPT)
+            for r, c, e in tiles(x, y, same, tile, math.log2(math.e)/t, until=until, share=share, views=views):
                 right, part = beyond(leave_out(e.exp2_(), r, c, skip, classes), r, c, same)
                 rows[r] += e.sum(1)
                 if (both or same) and part.numel(): cols[right] += part.sum(0)
@@ -292,7 +294,7 @@ class _LogSums(torch.autograd.Function):
             ctx.plain = low.item() > torch.finfo(x.dtype).tiny**.8 and high.item() < math.inf
         if not ctx.plain:
             (rows, cols), kept = empty(-math.inf), []
-            for r, c, logits in tiles(x, y, same, tile, 1/t, until=until, share=share):
+            for r, c, logits in tiles(x, y, same, tile, 1/t, until=until, share=share, views=views):
                 logits += leave_out(torch.ones_like(logits), r, c, skip, classes).log_()
                 right, part = beyond(logits, r, c, same)
                 rows[r] = torch.logaddexp(rows[r], logits.logsumexp(1))
@@ -309,8 +311,8 @@ class _LogSums(torch.autograd.Function):
         x, y, temperature, rows, cols, *kept = ctx.saved_tensors
         need, same = ctx.needs_input_grad, y is None
         if torch.is_grad_enabled():   # somebody wants to differentiate the gradient
-            def dense(*inputs): return _dense_log_sums(*inputs, ctx.skip, ctx.both, ctx.classes)
-            return *_differentiable_gradient(dense, (x, y, ctx.t if temperature is None else temperature), need[:3], grads), None, None, None, None, None
+            def dense(*inputs): return _dense_log_sums(*inputs, ctx.skip, ctx.both, ctx.classes, ctx.views)
+            return *_differentiable_gradient(dense, (x, y, ctx.t if temperature is None else temperature), need[:3], grads), *(None,)*6
         x = x.contiguous()
         y, cols = (x, rows) if same else (y.contiguous(), cols)
         g_rows = grads[0]/ctx.t
@@ -320,7 +322,7 @@ class _LogSums(torch.autograd.Function):
             w_cols = w_rows if same else g_cols/cols
         pushes = _Pushes(x, y, same)
         with full_precision(x):
-            for r, c, e in tiles(x, y, same, ctx.tile, math.log2(math.e)/ctx.t if ctx.plain else 1/ctx.t, kept, ctx.until, ctx.share):
+            for r, c, e in tiles(x, y, same, ctx.tile, math.log2(math.e)/ctx.t if ctx.plain else 1/ctx.t, kept, ctx.until, ctx.share, ctx.views):
                 if ctx.plain:
                     if not kept: leave_out(e.exp2_(), r, c, ctx.skip, ctx.classes)
                     g = (w_rows[r, None] + w_cols[c]).mul_(e)
@@ -332,7 +334,7 @@ class _LogSums(torch.autograd.Function):
         dx = ctx.share.reduce(pushes.within() if same else pushes.rows, 'sum')
         dy = ctx.share.reduce(pushes.columns(), 'sum') if need[1] else None
         dt = -(x*dx).sum()/ctx.t/(2 if same else 1) if need[2] else None   # within a view, `dx` holds each pair twice
-        return dx, dy, dt, None, None, None, None, None
+        return dx, dy, dt, *(None,)*6
 
 class _GPULogSums(torch.autograd.Function):
     "`_LogSums` by the kernels of `gpu`."
@@ -357,7 +359,7 @@ class _GPULogSums(torch.autograd.Function):
         need, same = ctx.needs_input_grad, y is None
         if torch.is_grad_enabled():   # somebody wants to differentiate the gradient
             def dense(*inputs): return _dense_log_sums(*inputs, ctx.skip, ctx.both, ctx.classes)
-            return *_differentiable_gradient(dense, (x, y, ctx.t if temperature is None else temperature), need[:3], grads), None, None, None, None, None
+            return *_differentiable_gradient(dense, (x, y, ctx.t if temperature is None else temperature), need[:3], grads), *(None,)*5
         x = x.contiguous()
         y = x if same else y.contiguous()
         row, *rest = zip(softs, grads)
@@ -368,7 +370,7 @@ class _GPULogSums(torch.autograd.Function):
         dx = felt(x, y, x_key, y_key, row, col) if need[0] or need[2] else None
         dy = felt(y, x, y_key, x_key, col, row) if need[1] else None
         dt = -(x.float()*dx).sum()/ctx.t/(2 if same else 1) if need[2] else None   # within a view, `dx` holds each pair twice
-        return dx, dy, dt, None, None, None, None, None
+        return dx, dy, dt, *(None,)*5
 
 def _keys(x, y, skip, classes):
     "Integers for the rows and for the columns, equal where a pair does not count, as the kernels of `gpu` want them; None where there are none."
@@ -376,17 +378,19 @@ def _keys(x, y, skip, classes):
     def count(n, first=0): return torch.arange(first, first + n, device=x.device)
     if classes: return None if classes[1] else (classes[0], classes[0])
     if len(skip)<2: return count(M, *skip) if skip else count(M, N), count(N)
-    if set(skip)=={0, M//2, -(M//2)} and M==N and M%2==0: return (count(M) % (M//2),)*2
+    B = skip[1] - skip[0]
+    if M==N and skip==tuple(range(B-M, M, B)): return (count(M) % B,)*2
 
-def _log_sums(x, y, temperature, *, skip=(0,), both=False, classes=None, tile=None):
+def _log_sums(x, y, temperature, *, skip=(0,), both=False, classes=None, tile=None, views=1):
     "`_LogSums`, by the kernels of `gpu` or in its dense form where it has to be."
     if isinstance(temperature, Tensor): temperature = temperature.reshape(())
     if not torch.is_grad_enabled(): x = x.detach()   # so that nothing is kept
     with full_precision(x):
-        if _traced(): return _dense_log_sums(x, y, temperature, skip, both, classes)
+        if _traced(): return _dense_log_sums(x, y, temperature, skip, both, classes, views)
         keys = _keys(x, y, skip, classes) if tile is None and gpu.available(x) else None
+        if keys and views>1: return (torch.cat([_log_sums(v, None, temperature, skip=skip)[0] for v in x.chunk(views)]),)
         if keys: return _GPULogSums.apply(x, y, temperature, skip, both, classes, keys, _share(x, x if y is None else y))
-        return _LogSums.apply(x, y, temperature, skip, both, classes, tile, _share(x, x if y is None else y))
+        return _LogSums.apply(x, y, temperature, skip, both, classes, tile, _share(x[:len(x)//views], x if y is None else y), views)
 
 def log_repulsion(
     anchors:Tensor,        # (B, D) unit rows
@@ -400,17 +404,22 @@ def log_repulsion(
     return reduce(torch.logaddexp, blocks)
 
 def log_repulsions(
-    z1:Tensor,             # (B, D) unit rows
-    z2:Tensor,             # (B, D) unit rows, paired with `z1`
+    z:Tensor,              # (V, B, D) unit rows of V views, paired by number
     *, temperature,        # > 0, number or tensor of one element
     within:bool=True,      # negatives from the anchor's own view
+    across:bool=True,      # negatives from the other views
     tile:int|None=None,    # >= 1, side of a tile; None: chosen here
-)->tuple[Tensor, Tensor]:  # (B,) for the anchors of each view
-    "`log_repulsion` for the anchors of both views, with negatives from the other view and, if `within`, from their own."
+)->Tensor:                 # (V, B)
+    "`log_repulsion` for the anchors of all views at once, with negatives from their own view, the others or all."
     _check_tile('log_repulsions', tile)
-    if not within: return _log_sums(z1, z2, temperature, both=True, tile=tile)
-    B = len(z1)   # both views as one: left out are oneself, B places on one's partner, and B places back
-    return _log_sums(torch.cat([z1, z2]), None, temperature, skip=(0, B, -B), tile=tile)[0].split(B)
+    V, B, _ = z.shape
+    if within:
+        skip = range(B-V*B, V*B, B) if across else (0,)   # oneself and, B places on or back, the own image in other views
+        return _log_sums(z.flatten(0, 1), None, temperature, skip=tuple(skip), tile=tile, views=1 if across else V)[0].view(V, B)
+    views, sums = z.unbind(), [[] for _ in range(V)]
+    for a, b in combinations(range(V), 2):
+        for i, s in zip((a, b), _log_sums(views[a], views[b], temperature, both=True, tile=tile)): sums[i].append(s)
+    return torch.stack([reduce(torch.logaddexp, s) for s in sums])
 
 def class_repulsion(
     x:Tensor,              # (N, D) unit rows
@@ -473,9 +482,10 @@ def strips(
     n = max(64, STRIP//len(x))
     with full_precision(x): return f(x, 0, *others) if _traced() or n>=len(x) else _Strips.apply(f, n, x, *others)
 
-# %% ../nbs/02_pairs.ipynb #60aca805
+# %% ../nbs/02_pairs.ipynb #199f2068
 def _dense_mean_kernel(z, kernel):
     "What `_MeanKernel` computes, by plain operations on all pairs at once."
+    if z.ndim>2: return torch.stack([_dense_mean_kernel(v, kernel) for v in z]).mean()
     if getattr(kernel, 'exact', False):
         return kernel(off_diagonal(torch.cdist(z, z, compute_mode='donot_use_mm_for_euclid_dist')).square()).mean()
     q = z.square().sum(1)
@@ -502,39 +512,46 @@ def _value_and_slope(kernel, d2):
 _ON_GPU = {gaussian: lambda k: ('gaussian', k.t), log: lambda k: ('log', k.t), imq: lambda k: ('imq', 1/k.c**2)}   # kind and rate for `gpu.kernel_mean`
 
 class _MeanKernel(torch.autograd.Function):
-    "Mean of `kernel` over all pairs of different rows of `z`; the forward pass makes the gradient too."
+    "Mean of `kernel` over all pairs of different rows within each view of `z`, (V, B, D); the forward pass makes the gradient too."
     @staticmethod
-    def forward(ctx, z, kernel, radial, tile, share):
-        ctx.kernel, source, z = kernel, z, z.contiguous()
+    def forward(ctx, source, kernel, radial, tile, share):
+        V, B, D = source.shape
+        ctx.kernel, need, z = kernel, ctx.needs_input_grad[0], source.reshape(V*B, D).contiguous()
         if tile is None and type(kernel) in _ON_GPU and gpu.available(z):
-            value, grad = gpu.kernel_mean(z, *_ON_GPU[type(kernel)](kernel), ctx.needs_input_grad[0])
-            if ctx.needs_input_grad[0]: ctx.save_for_backward(source, grad)
-            return value
+            value, grad = zip(*[gpu.kernel_mean(v, *_ON_GPU[type(kernel)](kernel), need) for v in z.chunk(V)])
+            if need: ctx.save_for_backward(source, torch.stack(grad)/V)
+            return torch.stack(value).mean()
         q, exact = z.square().sum(1), getattr(kernel, 'exact', False)
+        rate = -kernel.t*math.log2(math.e) if type(kernel) is gaussian else None   # then a tile needs but the factor to hold exponents of 2
+        if rate: q *= rate
         total = z.new_zeros((), dtype=torch.float64)   # one running sum: small results kept between tiles would scatter the heap
         pushes, slopes = _Pushes(z, z, True), torch.zeros_like(q)
-        for r, c, d2 in tiles(z, z, True, tile, -2., share=share):
-            d2.add_(q[r, None]).add_(q[c]).clamp_min_(0)
-            for i, j, step in _near(d2, r, c, z, q) if exact else (): d2[i, j] = step.square().sum(1)
-            if not ctx.needs_input_grad[0]: k = kernel(d2)
+        for r, c, d2 in tiles(z, z, True, tile, -2*rate if rate else -2., share=share, views=V, add=q):
+            d2.add_(q[r, None])
+            if rate: k = h = leave_out(d2.exp2_(), r, c)
             else:
-                k, h = _value_and_slope(kernel, d2)
-                leave_out(h, r, c)
-                n = beyond(h, r, c, True)[0].start - c.start   # pairs of the first n columns stand here twice, once for each of the two
+                d2.clamp_min_(0)
+                for i, j, step in _near(d2, r, c, z, q) if exact else (): d2[i, j] = step.square().sum(1)
+                k, h = _value_and_slope(kernel, d2) if need else (kernel(d2), None)
+                leave_out(k, r, c)
+            right, part = beyond(k, r, c, True)   # pairs of the other columns stand here twice, once for each of the two
+            total += k.sum()
+            if part.numel(): total += part.sum()
+            if need:
+                if not rate: leave_out(h, r, c)
                 for i, j, step in _near(d2, r, c, z, q) if exact else ():
                     step *= h[i, j, None]
                     pushes.rows[r].index_add_(0, i, step, alpha=-1)
-                    pushes.rows[c].index_add_(0, j[j>=n], step[j>=n])
+                    once = j >= right.start - c.start
+                    pushes.rows[c].index_add_(0, j[once], step[once])
                     h[i, j] = 0
-                if radial: slopes[r].add_(h.sum(1)); slopes[c.start+n:c.stop].add_(h[:, n:].sum(0))
+                if radial: slopes[r].add_(h.sum(1)); slopes[right].add_(beyond(h, r, c, True)[1].sum(0))
                 pushes.add(h, r, c)
-            total += leave_out(k, r, c).sum()
-            total += beyond(k, r, c, True)[1].sum()
-        pairs = len(z)*(len(z)-1)
-        if ctx.needs_input_grad[0]:
-            grad = pushes.within().neg_()
-            grad = share.reduce(grad.addcmul_(slopes[:, None], z) if radial else grad, 'sum')
-            ctx.save_for_backward(source, grad.mul_(4/pairs))
+        pairs = V*B*(B-1)
+        if need:
+            grad = pushes.within()
+            if radial: grad.addcmul_(slopes[:, None], z, value=-1)
+            ctx.save_for_backward(source, share.reduce(grad.mul_((kernel.t if rate else -1)*4/pairs), 'sum').view(V, B, D))
         return (share.reduce(total, 'sum')/pairs).to(z.dtype)
 
     @staticmethod
@@ -545,14 +562,15 @@ class _MeanKernel(torch.autograd.Function):
         return g*grad, None, None, None, None
 
 def mean_kernel(
-    z:Tensor,              # (B, D) rows, unit or zero
+    z:Tensor,              # (B, D) rows, unit or zero; or (V, B, D), of V views
     kernel:Kernel,         # squared distances -> similarities, one by one
     *, radial:bool=True,   # False: the gradient need not be right along the rows, where normalisation takes it out again
     tile:int|None=None,    # >= 1, side of a tile; None: chosen here
 )->Tensor:                 # ()
-    "Mean of `kernel` over all pairs of different rows of `z`."
+    "Mean of `kernel` over all pairs of different rows of a view."
     _check_tile('mean_kernel', tile)
     if not torch.is_grad_enabled(): z = z.detach()
     with full_precision(z):
         if _traced() or kernel(z.new_ones(1)).requires_grad: return _dense_mean_kernel(z, kernel)   # a kernel may have parameters to learn
-        return _MeanKernel.apply(z, kernel, radial, tile, _share(z))
+        if z.ndim==2: z = z[None]
+        return _MeanKernel.apply(z, kernel, radial, tile, _share(z[0]))

@@ -149,18 +149,18 @@ def test_long_rows(D, dtype, runs):
 @needs_kernels
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
 @pytest.mark.parametrize('T', (.01, .1, 1.))
-@pytest.mark.parametrize('within', (True, False))
-def test_negatives_of_two_views(dtype, T, within, runs):
-    def dense(t, T): return torch.cat([dense_lse(a, (a, o) if within else (o,), T) for a, o in (t, t[::-1])])
-    for B, D in ((2, 3), (17, 48), (130, 128), (70, 300)):
-        compare_lse([rows(B, D, dtype, s) for s in range(2)], lambda t, T: torch.cat(log_repulsions(*t, temperature=T, within=within)), dense, T, dtype,
-                    f'within={within} {dtype} T={T} B={B}', runs)
+@pytest.mark.parametrize('within, across', ((True, True), (True, False), (False, True)))
+def test_negatives_of_several_views(dtype, T, within, across, runs):
+    def dense(t, T): return torch.cat([dense_lse(a, [o for o in t if (within if o is a else across)], T) for a in t])
+    for V, B, D in ((2, 2, 3), (2, 17, 48), (2, 130, 128), (2, 70, 300), (3, 33, 16)):
+        compare_lse([rows(B, D, dtype, s) for s in range(V)], lambda t, T: log_repulsions(torch.stack(t), temperature=T, within=within, across=across).flatten(), dense, T, dtype,
+                    f'within={within} across={across} {dtype} T={T} V={V} B={B}', runs)
 
 
 @needs_kernels
 def test_only_one_of_two_results_is_used(runs):
     z1, z2 = (rows(33, 16, torch.float32, s) for s in range(2))
-    first, second = log_repulsions(z1, z2, temperature=.1, within=False)
+    first, second = log_repulsions(torch.stack([z1, z2]), temperature=.1, within=False)
     wide1, wide2 = (z.detach().double().requires_grad_() for z in (z1, z2))
     for g, g0 in zip(torch.autograd.grad(second.sum(), (z1, z2)), torch.autograd.grad(dense_lse(wide2, (wide1,), .1).sum(), (wide1, wide2))): close(g, g0, 1e-5, 'second')
 
@@ -258,7 +258,7 @@ def test_rows_shared_among_processes(runs, monkeypatch):
     "What processes make of their parts of the rows is together what one makes of all."
     u, v = rows(70, 48, torch.float32, 0), rows(70, 48, torch.float32, 1)
     labels, push = torch.arange(70, device=DEVICE) % 5, torch.linspace(-1, 2, 70, device=DEVICE)
-    sums = (lambda: log_repulsion(u, u, v, temperature=.2), lambda: sum(log_repulsions(u, v, temperature=.2)), lambda: log_repulsions(u, v, temperature=.2, within=False)[1],
+    sums = (lambda: log_repulsion(u, u, v, temperature=.2), lambda: log_repulsions(torch.stack([u, v]), temperature=.2).sum(0), lambda: log_repulsions(torch.stack([u, v]), temperature=.2, within=False)[1],
             lambda: class_repulsion(u, labels, same=False, temperature=.2), lambda: block_repulsion(u, v[:31], temperature=.2))
     def answers(): return [(f().detach(), *torch.autograd.grad(f() @ push + 0*v.sum(), (u, v))) for f in sums]
     alone, launches = answers(), len(runs)

@@ -27,9 +27,10 @@ def rows(B, D=16, dtype=torch.float64, n=2, seed=0):
 def dense_repulsion(anchors, *others, temperature):
     return torch.cat([off_diagonal(anchors @ o.T) for o in others], dim=1).div(temperature).logsumexp(1)
 
-def dense_repulsions(z1, z2, *, temperature, within=True):
-    blocks = ((z1, z1, z2), (z2, z2, z1)) if within else ((z1, z2), (z2, z1))
-    return tuple(dense_repulsion(*b, temperature=temperature) for b in blocks)
+def repulsions(*views, **how): return tuple(log_repulsions(torch.stack(views), **how))
+
+def dense_repulsions(*views, temperature, within=True, across=True):
+    return tuple(dense_repulsion(a, *[o for o in views if (within if o is a else across)], temperature=temperature) for a in views)
 
 def dense_class_repulsion(x, labels, same, temperature):
     out = ((labels[:, None]==labels)!=same) | torch.eye(len(x), dtype=torch.bool)
@@ -55,8 +56,11 @@ FORMS = {
     'across': (log_repulsion, dense_repulsion),
     'one-sided': (lambda a, o, **k: log_repulsion(a, a, o, **k), lambda a, o, **k: dense_repulsion(a, a, o, **k)),
     'twice': (lambda a, o, **k: log_repulsion(a, a, a, o, **k), lambda a, o, **k: dense_repulsion(a, a, a, o, **k)),
-    'both': (log_repulsions, dense_repulsions),
-    'both-across': (lambda a, o, **k: log_repulsions(a, o, within=False, **k), lambda a, o, **k: dense_repulsions(a, o, within=False, **k)),
+    'both': (repulsions, dense_repulsions),
+    'both-within': (lambda a, o, **k: repulsions(a, o, across=False, **k), lambda a, o, **k: dense_repulsions(a, o, across=False, **k)),
+    'several': (lambda a, o, **k: repulsions(a, o, -a, **k), lambda a, o, **k: dense_repulsions(a, o, -a, **k)),
+    'several-across': (lambda a, o, **k: repulsions(a, o, -a, within=False, **k), lambda a, o, **k: dense_repulsions(a, o, -a, within=False, **k)),
+    'both-across': (lambda a, o, **k: repulsions(a, o, within=False, **k), lambda a, o, **k: dense_repulsions(a, o, within=False, **k)),
 }
 
 def compare(form, B, dtype, tile, temperature=.2, rtol=None):
@@ -98,7 +102,7 @@ def test_temperatures(form, temperature):
 def test_rows_of_any_length(scale):
     z = [scale*x for x in rows(40)]
     for tile in (None, 7):
-        same(value_and_gradients(lambda *z: log_repulsions(*z, temperature=.2, tile=tile), *z), value_and_gradients(lambda *z: dense_repulsions(*z, temperature=.2), *z), 1e-12 + 1e-14*scale**2)
+        same(value_and_gradients(lambda *z: repulsions(*z, temperature=.2, tile=tile), *z), value_and_gradients(lambda *z: dense_repulsions(*z, temperature=.2), *z), 1e-12 + 1e-14*scale**2)
         same(value_and_gradients(lambda z: mean_kernel(z, imq(), tile=tile), z[0]), value_and_gradients(lambda z: dense_mean_kernel(z, imq()), z[0]), 1e-10)
 
 
@@ -184,7 +188,7 @@ HARD = dict(zero=lambda z: z*(torch.arange(len(z)) % 3 > 0)[:, None], one_zero=l
 def test_hard_rows(hard, tile):
     z1, z2 = (HARD[hard](z) for z in rows(12))
     for temperature in (.2, .003):
-        same(value_and_gradients(lambda *z: log_repulsions(*z, temperature=temperature, tile=tile), z1, z2), value_and_gradients(lambda *z: dense_repulsions(*z, temperature=temperature), z1, z2), 1e-12)
+        same(value_and_gradients(lambda *z: repulsions(*z, temperature=temperature, tile=tile), z1, z2), value_and_gradients(lambda *z: dense_repulsions(*z, temperature=temperature), z1, z2), 1e-12)
     for kernel in (gaussian(), log(), imq(), riesz(-1.)):
         value, grad = value_and_gradients(lambda z: mean_kernel(z, kernel, tile=tile), z1)
         expected, dense = value_and_gradients(lambda z: dense_mean_kernel(z, kernel), z1)
@@ -196,7 +200,7 @@ def test_gradient_on_one_side_only():
     for tile, (i, j) in itertools.product((None, 6), ((0, 1), (1, 0))):
         z = [z1.clone(), z2.clone()]
         z[i].requires_grad_()
-        a, b = log_repulsions(*z, temperature=.2, tile=tile)
+        a, b = repulsions(*z, temperature=.2, tile=tile)
         got, = torch.autograd.grad(a.sum() + 2*b.sum(), z[i])
         c, d = dense_repulsions(*z, temperature=.2)
         assert_close(got, torch.autograd.grad(c.sum() + 2*d.sum(), z[i])[0])
@@ -206,12 +210,12 @@ def test_gradient_on_one_side_only():
 def test_one_result_only():
     z1, z2 = (z.requires_grad_() for z in rows(20))
     for within in (True, False):
-        got = torch.autograd.grad(log_repulsions(z1, z2, temperature=.2, within=within)[1].sum(), (z1, z2))
+        got = torch.autograd.grad(repulsions(z1, z2, temperature=.2, within=within)[1].sum(), (z1, z2))
         same(got, torch.autograd.grad(dense_repulsions(z1, z2, temperature=.2, within=within)[1].sum(), (z1, z2)), 1e-12)
 
 def test_same_tensor_twice():
     z, = rows(20, n=1)
-    for f in (lambda z: log_repulsions(z, z, temperature=.2, tile=6), lambda z: log_repulsions(z, z, temperature=.2, within=False), lambda z: log_repulsion(z, z.view_as(z), temperature=.2)):
+    for f in (lambda z: repulsions(z, z, temperature=.2, tile=6), lambda z: repulsions(z, z, temperature=.2, within=False), lambda z: log_repulsion(z, z.view_as(z), temperature=.2)):
         value, grad = value_and_gradients(f, z)
         assert value.isfinite().all() and gradcheck(f, z.clone().requires_grad_())
 
@@ -220,9 +224,9 @@ def test_strides(dtype):
     z1, z2 = rows(300, 24, dtype)
     wide = torch.stack([z1, z2], 1).flatten(1)
     for views in ((z1.T.contiguous().T, z2.T.contiguous().T), (wide[:, :24], wide[:, 24:]), (z1.flip(0).flip(0), torch.stack([z2, z2], 2)[..., 0])):
-        same(value_and_gradients(lambda a, b: log_repulsions(a, b, temperature=.2, tile=70), z1, z2),
-             value_and_gradients(lambda a, b: log_repulsions(a, b, temperature=.2), z1, z2), RTOL[dtype])
-        assert_close(log_repulsions(*views, temperature=.2, tile=70), log_repulsions(z1, z2, temperature=.2))
+        same(value_and_gradients(lambda a, b: repulsions(a, b, temperature=.2, tile=70), z1, z2),
+             value_and_gradients(lambda a, b: repulsions(a, b, temperature=.2), z1, z2), RTOL[dtype])
+        assert_close(repulsions(*views, temperature=.2, tile=70), repulsions(z1, z2, temperature=.2))
         assert_close(log_repulsion(*views, temperature=.2, tile=70), log_repulsion(z1, z2, temperature=.2))
         assert_close(mean_kernel(views[1], gaussian(), tile=70), mean_kernel(z2, gaussian()))
     expanded = z1[:1].expand(50, -1).requires_grad_()
@@ -235,7 +239,7 @@ def test_temperature_gradient(shape, value):
     z1, z2 = rows(20)
     for tile, within in itertools.product((None, 6), (True, False)):
         t = torch.full(shape, value, dtype=torch.float64, requires_grad=True)
-        got, = torch.autograd.grad(sum(r.square().sum() for r in log_repulsions(z1, z2, temperature=t, within=within, tile=tile)), t)
+        got, = torch.autograd.grad(sum(r.square().sum() for r in repulsions(z1, z2, temperature=t, within=within, tile=tile)), t)
         assert got.shape==shape
         assert_close(got, torch.autograd.grad(sum(r.square().sum() for r in dense_repulsions(z1, z2, temperature=t, within=within)), t)[0])
         assert_close(torch.autograd.grad(log_repulsion(z1, z1, z2, temperature=t, tile=tile).sum(), t), torch.autograd.grad(dense_repulsion(z1, z1, z2, temperature=t).sum(), t))
@@ -266,7 +270,7 @@ def test_gradcheck_mean_kernel():
 
 def test_backward_twice():
     z1, z2 = (z.requires_grad_() for z in rows(30))
-    for out in (log_repulsions(z1, z2, temperature=.2, tile=8)[0].sum(), log_repulsions(z1, z2, temperature=.001)[1].sum(), mean_kernel(z1, imq()) + z2.sum()):
+    for out in (repulsions(z1, z2, temperature=.2, tile=8)[0].sum(), repulsions(z1, z2, temperature=.001)[1].sum(), mean_kernel(z1, imq()) + z2.sum()):
         first = torch.autograd.grad(out, (z1, z2), retain_graph=True)
         same(torch.autograd.grad(out, (z1, z2)), first, 0)
 
@@ -279,17 +283,17 @@ def test_learnable_kernel():
 
 def test_no_grad_and_inference():
     z1, z2 = (z.requires_grad_() for z in rows(300, dtype=torch.float32))
-    expected = [*log_repulsions(z1, z2, temperature=.2), mean_kernel(z1, gaussian())]
+    expected = [*repulsions(z1, z2, temperature=.2), mean_kernel(z1, gaussian())]
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
-            got = [*log_repulsions(z1, z2, temperature=.2), mean_kernel(z1, gaussian())]
+            got = [*repulsions(z1, z2, temperature=.2), mean_kernel(z1, gaussian())]
             assert not any(x.requires_grad for x in got)
             same(got, [e.detach() for e in expected], 1e-6)
 
 @pytest.mark.parametrize('half', [torch.bfloat16, torch.float16])
 def test_autocast(half):
     z1, z2 = rows(300, dtype=torch.float32)
-    def all_of(z1, z2): return *log_repulsions(z1, z2, temperature=.2), log_repulsion(z1, z2, temperature=.004), mean_kernel(z1, gaussian())
+    def all_of(z1, z2): return *repulsions(z1, z2, temperature=.2), log_repulsion(z1, z2, temperature=.004), mean_kernel(z1, gaussian())
     expected = value_and_gradients(all_of, z1, z2)
     with torch.autocast('cpu', half): same(value_and_gradients(all_of, z1, z2), expected, 1e-6)   # the backward pass under it too
 
@@ -311,7 +315,7 @@ def test_compile(loss):
 @pytest.mark.parametrize('tile', [0, -1, 1.5, True, '8'])
 def test_bad_tile(tile):
     z, _ = rows(4)
-    for f in (lambda: log_repulsion(z, z, temperature=.2, tile=tile), lambda: log_repulsions(z, z, temperature=.2, tile=tile), lambda: mean_kernel(z, gaussian(), tile=tile)):
+    for f in (lambda: log_repulsion(z, z, temperature=.2, tile=tile), lambda: repulsions(z, z, temperature=.2, tile=tile), lambda: mean_kernel(z, gaussian(), tile=tile)):
         with pytest.raises(ValueError, match='tile must be a whole number >= 1'): f()
 
 def test_nan_stays_visible():
@@ -322,14 +326,14 @@ def test_nan_stays_visible():
 
 def test_without_onednn(monkeypatch):
     z1, z2 = rows(600, dtype=torch.float32)
-    def all_of(z1, z2): return *log_repulsions(z1, z2, temperature=.2), mean_kernel(z1, gaussian()), mean_kernel(z2, riesz(-1.))
+    def all_of(z1, z2): return *repulsions(z1, z2, temperature=.2), mean_kernel(z1, gaussian()), mean_kernel(z2, riesz(-1.))
     fast = value_and_gradients(all_of, z1, z2)
     monkeypatch.setattr(pairs, '_ONEDNN', False)
     same(value_and_gradients(all_of, z1, z2), fast, 1e-5)
 
 def test_kept_tiles_change_nothing(monkeypatch):
     z1, z2 = rows(300)
-    f = lambda *z: log_repulsions(*z, temperature=.2)
+    f = lambda *z: repulsions(*z, temperature=.2)
     kept = value_and_gradients(f, z1, z2)
     monkeypatch.setattr(pairs, 'KEPT', 0)
     same(value_and_gradients(f, z1, z2), kept, 1e-13)
