@@ -51,6 +51,8 @@ def test_verdicts_follow_from_intervals(tmp_path):
     assert not any(why for _, why in said)
     np.testing.assert_allclose(ds.half_width[0], half, rtol=1e-6)
     np.testing.assert_allclose([*ds.measured[[0, 5, 6]]], [.88, 2, 400])   # a difference of losses paired by seed, and epochs added up
+    np.testing.assert_allclose([*ds.value[[0, 7]], *ds.measured[[0, 7]]], [.88, 2, .88, 1])
+    assert ds.unit[[0, 5, 6, 7]].values.tolist()==['fraction', '1', 's', 'GB']
 
 
 def test_another_protocol_is_not_comparable_and_says_why(tmp_path):
