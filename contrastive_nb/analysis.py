@@ -7,7 +7,7 @@ __all__ = ['CLAIMS', 'STYLE', 'FIGURES', 'TABLE', 'final', 'titled', 'summary', 
            'loss_names', 'judge', 'theorems', 'use_style', 'colours', 'palette', 'against', 'curves', 'tabled',
            'report']
 
-# %% ../nbs/15_analysis.ipynb #6d75c486
+# %% ../nbs/15_analysis.ipynb #fe837c4c
 import base64
 import io
 import json
@@ -22,6 +22,7 @@ import pandas as pd
 import seaborn as sns
 import xarray as xr
 from matplotlib.colors import to_rgb
+from matplotlib.ticker import MaxNLocator
 
 from .record import atomic
 
@@ -166,7 +167,7 @@ def theorems(
     table = pd.DataFrame(rows)
     return table.drop(columns='holds in') if rows and ds.margin.size==ds.sizes['claim'] else table     # a single run
 
-# %% ../nbs/15_analysis.ipynb #b485a685
+# %% ../nbs/15_analysis.ipynb #df3aa51a
 _COLOURS = {   # of a loss; of a loss and its kernel or form, where that is another
     'infonce': '#505050', 'ntxent': '#1f77d0', 'dcl': '#eda71d', 'dhel': '#00b080', 'dhel mean': '#5cd699', 'dhel first': '#0b6b4a',
     'kcl': '#c03000', 'kcl log': '#70107a', 'kcl imq': '#0a0aff', 'kcl riesz': '#7cbede', 'kcl gaussian_riesz': '#ff8a80',
@@ -268,6 +269,7 @@ def curves(
         grid = sns.relplot(x=along, y='value', **_hues(ds, frame), col='batch_size', kind='line', errorbar=('pi', 100), height=2.9, aspect=.95,
                            facet_kws=dict(legend_out=False))   # no room kept beside the panels: long names would leave them none
         grid.set_titles('batch size {col_name}').set_axis_labels(along, _title(x.rename(name)))
+        for ax in grid.axes.flat: ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))   # no half epochs
         if log: grid.set(yscale='log', ylim=(max(1e-4, .5*frame.value.min()), None))   # below lies rounding
         _legend(grid, 1, short_names(ds.objective.values.reshape(-1).tolist()).values())
     plt.close(grid.figure)
