@@ -112,7 +112,7 @@ def off_diagonal(
     B = len(m)
     return m.flatten()[1:].view(B-1, B+1)[:, :-1].reshape(B, B-1)
 
-# %% ../nbs/02_pairs.ipynb #f2935f95
+# %% ../nbs/02_pairs.ipynb #dfbbd8c1
 TILE = 256, 1024    # rows and columns of a tile, no higher than wide: in float32 one megabyte, about a core's own cache
 STRIP = 2**20       # pairs in a strip
 SQUARE = 512        # so many rows with each other are one tile; with eight times as many, tiles of this side are the faster ones again
@@ -146,10 +146,10 @@ class Share(NamedTuple):
 
 SHARE = ContextVar('SHARE', default=Share())   # of the loss that is being computed; processes that share must call it alike, forward and backward
 
-def _share(*views):
-    "The share for pairs of these rows: all the work, if there is little of it."
+def _share(*counts):
+    "The share for pairs of so many rows each: all the work, if there is little of it."
     share = SHARE.get()
-    return share if min(map(len, views)) > max(SQUARE, share.size) else Share()
+    return share if min(counts) > max(SQUARE, share.size) else Share()
 
 def _in_parts(f, n, share):
     "`f(rows)` for all of `n` rows, each process making its own."
@@ -238,7 +238,7 @@ def full_precision(z:Tensor):
     "Context in which autocast does not lower the precision of products of `z`."
     return torch.autocast(z.device.type, enabled=False) if torch.is_autocast_enabled(z.device.type) else nullcontext()
 
-# %% ../nbs/02_pairs.ipynb #9aa4e350
+# %% ../nbs/02_pairs.ipynb #709208df
 def _dense_log_sums(x, y, temperature, skip, both, classes, views=1):
     "What `_LogSums` computes, by plain operations on all pairs at once."
     if views>1: return (torch.cat([_dense_log_sums(v, None, temperature, skip, both, classes)[0] for v in x.chunk(views)]),)
@@ -266,7 +266,7 @@ def _alone(labels, same_class):
     return torch.searchsorted(s, labels, right=True) - torch.searchsorted(s, labels)==(1 if same_class else len(labels))
 
 class _LogSums(torch.autograd.Function):
-    "Log-sum-exp over each row of all pairs of `x` and `y`, and each column if `both`; over pairs within `x`, or within each of its `views`, where `y` is None. Rows of one class stand together if only their pairs count."
+    "Log-sum-exp over each row of all pairs of `x` and `y`, and each column if `both`; without `y` over pairs within each view of `x`. Rows of one class stand together if only their pairs count."
     @staticmethod
     def forward(ctx, x, y, temperature, skip, both, classes, tile, share, views):
         ctx.skip, ctx.both, ctx.classes, ctx.tile, ctx.share, ctx.views, same = skip, both, classes, tile, share, views, y is None
@@ -285,8 +285,8 @@ class _LogSums(torch.autograd.Function):
             keep = any(ctx.needs_input_grad) and len(x)*len(y) <= (2*KEPT*views if same else KEPT)
             for r, c, e in tiles(x, y, same, tile, math.log2(math.e)/t, until=until, share=share, views=views):
                 right, part = beyond(leave_out(e.exp2_(), r, c, skip, classes), r, c, same)
-                rows[r] += e.sum(1)
-                if (both or same) and part.numel(): cols[right] += part.sum(0)
+                rows[r].add_(e.sum(1))
+                if (both or same) and part.numel(): cols[right].add_(part.sum(0))
                 if keep: kept.append(e)
             for s in (rows, cols) if both else (rows,): share.reduce(s, 'sum')
             asked = torch.cat([rows, cols]) if both else rows if alone is None else rows.masked_fill(alone, 1)
@@ -387,10 +387,11 @@ def _log_sums(x, y, temperature, *, skip=(0,), both=False, classes=None, tile=No
     if not torch.is_grad_enabled(): x = x.detach()   # so that nothing is kept
     with full_precision(x):
         if _traced(): return _dense_log_sums(x, y, temperature, skip, both, classes, views)
+        share = _share(len(x)//views, len(x if y is None else y))
         keys = _keys(x, y, skip, classes) if tile is None and gpu.available(x) else None
         if keys and views>1: return (torch.cat([_log_sums(v, None, temperature, skip=skip)[0] for v in x.chunk(views)]),)
-        if keys: return _GPULogSums.apply(x, y, temperature, skip, both, classes, keys, _share(x, x if y is None else y))
-        return _LogSums.apply(x, y, temperature, skip, both, classes, tile, _share(x[:len(x)//views], x if y is None else y), views)
+        if keys: return _GPULogSums.apply(x, y, temperature, skip, both, classes, keys, share)
+        return _LogSums.apply(x, y, temperature, skip, both, classes, tile, share, views)
 
 def log_repulsion(
     anchors:Tensor,        # (B, D) unit rows
@@ -482,7 +483,7 @@ def strips(
     n = max(64, STRIP//len(x))
     with full_precision(x): return f(x, 0, *others) if _traced() or n>=len(x) else _Strips.apply(f, n, x, *others)
 
-# %% ../nbs/02_pairs.ipynb #199f2068
+# %% ../nbs/02_pairs.ipynb #505098d2
 def _dense_mean_kernel(z, kernel):
     "What `_MeanKernel` computes, by plain operations on all pairs at once."
     if z.ndim>2: return torch.stack([_dense_mean_kernel(v, kernel) for v in z]).mean()
@@ -573,4 +574,4 @@ def mean_kernel(
     with full_precision(z):
         if _traced() or kernel(z.new_ones(1)).requires_grad: return _dense_mean_kernel(z, kernel)   # a kernel may have parameters to learn
         if z.ndim==2: z = z[None]
-        return _MeanKernel.apply(z, kernel, radial, tile, _share(z[0]))
+        return _MeanKernel.apply(z, kernel, radial, tile, _share(z.shape[1]))

@@ -74,7 +74,7 @@ def compare(form, B, dtype, tile, temperature=.2, rtol=None):
 
 @pytest.mark.parametrize('dtype', RTOL, ids=str)
 @pytest.mark.parametrize('form', FORMS)
-@pytest.mark.parametrize('B', [2, 3, 4, 5, 7, 31, 64, 65])
+@pytest.mark.parametrize('B', [2, 3, 5, 7, 31, 65])
 def test_small(form, B, dtype):
     for tile in (None, 1, 2, 3, 1000) if B<8 else (None, 8, 13, 64, 65, 1000): compare(form, B, dtype, tile)
 
@@ -108,7 +108,7 @@ def test_rows_of_any_length(scale):
 
 @pytest.mark.parametrize('dtype', RTOL, ids=str)
 @pytest.mark.parametrize('kernel', KERNELS, ids=lambda k: getattr(k, '__name__', str(k)))
-@pytest.mark.parametrize('B', [2, 3, 5, 31, 65, 257, 700])
+@pytest.mark.parametrize('B', [2, 3, 5, 31, 65, 257, 530])
 def test_mean_kernel(kernel, B, dtype):
     z, = rows(B, dtype=dtype, n=1)
     expected = value_and_gradients(lambda z: dense_mean_kernel(z, kernel), z.double())
