@@ -32,7 +32,7 @@ test: install  ## every chapter and every fast test
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist worksteal
 
 test-all: install  ## the slow tests too
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lab: install  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=nbs

@@ -17,8 +17,7 @@ ROOT = Path(__file__).parents[1]
 CHROMIUM, DRIVER = shutil.which('chromium') or shutil.which('chromium-browser'), shutil.which('chromedriver')
 MISSING = [name for name, found in (('Chromium', CHROMIUM), ('chromedriver', DRIVER), ('selenium', importlib.util.find_spec('selenium')), ('sphinx', importlib.util.find_spec('sphinx')),
                                     ('jupyterlab', importlib.util.find_spec('jupyterlab'))) if not found]
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not found; on Debian: apt-get install chromium chromium-driver"),
-              pytest.mark.xdist_group('browser')]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not found; on Debian: apt-get install chromium chromium-driver")]
 FLAGS = ('--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-background-networking --disable-component-update --disable-sync --no-first-run '
          '--disable-default-apps --disable-extensions --hide-scrollbars').split()
 PHONE = dict(width=390, height=844, deviceScaleFactor=2, mobile=True)

@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -247,7 +249,7 @@ def test_modules_that_a_notebook_uses(runs):
 def test_an_experiment_runs_again_only_when_it_or_what_it_uses_changes(runs, toy, tmp_path, monkeypatch):
     file, ran = toy/'nbs/experiments/ask.ipynb', []
     def execute(notebook, folder, root):
-        ran.append(notebook.stem); (folder/'run').mkdir(parents=True); (folder/'run/notebook.ipynb').write_text('{}')
+        ran.append(notebook.stem); time.sleep(.1); (folder/'run').mkdir(parents=True); (folder/'run/notebook.ipynb').write_text('{}')
         return 1.
     monkeypatch.setattr(runs, 'execute', execute)
     def again(): runs.executed(toy, 'contrastive_nb', tmp_path/'cache'); return len(ran)
@@ -262,7 +264,9 @@ def test_an_experiment_runs_again_only_when_it_or_what_it_uses_changes(runs, toy
     (toy/'contrastive_nb/toy.py').write_text('def double(x): return x+x')
     assert again()==2
     file.write_text(json.dumps(cells).replace('42', '43'))
-    assert again()==3 and len(list((tmp_path/'cache').iterdir()))==1      # older ones are removed
+    assert again()==3 and len(list((tmp_path/'cache').glob('ask-*')))==1  # older ones are removed
+    shutil.rmtree(tmp_path/'cache')
+    with ThreadPoolExecutor(2) as pool: assert sorted(pool.map(lambda _: again(), range(2)))==[4, 4]     # of two builds at once one waits
 
 
 def test_the_workflow_keeps_executed_experiments_until_something_that_they_use_changes(runs):

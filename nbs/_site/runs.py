@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from docments import modules
+from filelock import FileLock
 
 RUN = 'from contrastive_nb.cli import main; main()'
 
@@ -58,13 +59,14 @@ def executed(root, package, cache, jobs=2):
     wanted = {f: cache/f'{f.stem}-{fingerprint(f, root, package)}' for f in sorted((root/'nbs/experiments').glob('*.ipynb'))
               if has_parameters(json.loads(f.read_text(encoding='utf-8')))}
     if not wanted: return {}
-    missing = [f for f, folder in wanted.items() if not folder.is_dir()]
-    if missing: print(f'{len(wanted) - len(missing)} of {len(wanted)} experiments are executed; running {len(missing)}, up to a minute each', flush=True)
     cache.mkdir(parents=True, exist_ok=True)
 
     def run(file):
         seconds = execute(file, wanted[file], root)
         print(f'  {file.stem}: {seconds:.0f} s', flush=True)
-    with ThreadPoolExecutor(jobs) as pool: list(pool.map(run, missing))
-    for old in {f for name in wanted for f in cache.glob(f'{name.stem}-*') if len(f.name)==len(name.stem)+13} - {*wanted.values()}: shutil.rmtree(old)
+    with FileLock(cache/'.lock'):       # a second build waits, and finds them executed
+        missing = [f for f, folder in wanted.items() if not folder.is_dir()]
+        if missing: print(f'{len(wanted) - len(missing)} of {len(wanted)} experiments are executed; running {len(missing)}, up to a minute each', flush=True)
+        with ThreadPoolExecutor(jobs) as pool: list(pool.map(run, missing))
+        for old in {f for name in wanted for f in cache.glob(f'{name.stem}-*') if len(f.name)==len(name.stem)+13} - {*wanted.values()}: shutil.rmtree(old)
     return {f'experiments/{f.stem}': next(folder.glob('*/notebook.ipynb')) for f, folder in wanted.items()}
