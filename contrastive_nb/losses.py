@@ -87,7 +87,7 @@ def dhel(
     repel = log_repulsion(z1, z1, temperature=temperature) if views=='first' else log_repulsions(z, temperature=temperature, across=False)
     return repel.mean()*(2 if views=='both' else 1) - (positives(z1, z2)/temperature).mean()
 
-# %% ../nbs/03_losses.ipynb #b95abffe
+# %% ../nbs/03_losses.ipynb #f06f8b70
 def kcl(
     z1:Tensor,                      # (B, D) embeddings of the first view
     z2:Tensor,                      # (B, D) embeddings of the second view, rows paired with `z1`
@@ -105,11 +105,11 @@ def kcl(
         if not callable(k): raise ValueError(f"kcl: {name} must be a kernel such as gaussian(t=2.), got {k!r}")
     z1, z2 = z = embeddings('kcl', z1, z2, normalize=normalize, validate=validate)
     attract = (attraction or kernel)(positive_sqdist(z1, z2)).mean()
-    repel = 2*mean_kernel(z, kernel, radial=not normalize)
+    repel = mean_kernel(z, kernel, radial=not normalize)
     if validate and z1.device.type=='cpu' and not torch.compiler.is_compiling():
         for k, what, value in ((attraction or kernel, 'positives', attract), (kernel, 'rows of one view', repel)):
-            if value.isinf(): raise ValueError(f"kcl: two {what} coincide, where {k} has a pole; use s < 0 or another kernel")
-    return gamma*(1. if energy_scale is None else energy_scale)*repel - 2*attract
+            if math.isinf(value.item()): raise ValueError(f"kcl: two {what} coincide, where {k} has a pole; use s < 0 or another kernel")
+    return 2*gamma*(1. if energy_scale is None else energy_scale)*repel - 2*attract
 
 # %% ../nbs/03_losses.ipynb #8ca9e516
 def check_choice(who:str, name:str, value, known:tuple)->None:

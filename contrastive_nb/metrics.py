@@ -20,7 +20,7 @@ from .kernels import Kernel, gaussian, riesz
 from .pairs import beyond, leave_out, tiles, mean_kernel, off_diagonal
 from .sphere import cosine_cdf, cosine_cdf_integral, cosine_quantile, log_mean_exp_cosine, unit
 
-# %% ../nbs/10_metrics.ipynb #b516a524
+# %% ../nbs/10_metrics.ipynb #0a2ec7eb
 EXACT = 2048   # up to so many rows, pairs are kept in float64; 17 MB
 
 def _check(who:str, *views:Tensor)->None:
@@ -51,9 +51,9 @@ def _unit_rows(who:str, z:Tensor)->Tensor:
         at += len(part)
     return u
 
-def _side(z:Tensor)->int|None:
-    "Side of a tile of pairs: chosen by `pairs` on a CPU, large enough to fill a GPU otherwise."
-    return None if z.device.type=='cpu' else 4096
+def _side(z:Tensor)->int:
+    "Side of a tile of pairs, such that it fits a core's own cache or fills a GPU."
+    return 512 if z.device.type=='cpu' else 4096
 
 # %% ../nbs/10_metrics.ipynb #27379e26
 def alignment(
@@ -154,9 +154,9 @@ def _w1_to_uniform(
     H_lo, H_q, H_hi = (cosine_cdf_integral(c, D) for c in (lo, q, hi))
     return float(area + (p*(q-lo) - (H_q-H_lo) + (H_hi-H_q) - p*(hi-q)).sum())
 
-# %% ../nbs/10_metrics.ipynb #7d4172d6
+# %% ../nbs/10_metrics.ipynb #7f7804cd
 def _cosine_tiles(u:Tensor, scale:float=1.):
-    "Scaled inner products of all pairs of rows, tile by tile, each pair once, flat."
+    "Scaled inner products of all pairs of rows, tile by tile, each pair once, flat; gone when the next come."
     pieces = [p.contiguous() for p in u.split(512, 1)]   # short sums round less
     for at_once in zip(*(tiles(p, p, True, _side(u), scale) for p in pieces)):
         (r, c, cos), *rest = at_once

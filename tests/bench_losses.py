@@ -101,12 +101,12 @@ def products(name, B):
     once = name.startswith('KCL') or rows**2 <= 2*pairs.KEPT   # tiles are made once
     h, w = (min(n, rows) for n in pairs.TILE)
     a, b, e = torch.randn(h, D), torch.randn(w, D), torch.randn(h, w)
-    aT, n = a.T.contiguous(), views*rows**2/2/(h*w)
+    room, n = pairs._room(a, h, w, pairs.TILE), views*rows**2/2/(h*w)
     def run():
         for _ in range(math.ceil(n)):
-            pairs._product(a, b)
-            if not once: pairs._product(a, b)
-            pairs._product(e, b.T); pairs._product(aT, e.T)
+            pairs._product(a, b, room=room)
+            if not once: pairs._product(a, b, room=room)
+            pairs._add_product(a, e, b.T); pairs._add_product(b, e.T, a.T)
     return run, n/math.ceil(n)
 
 def measured(who, name, B):

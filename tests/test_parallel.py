@@ -16,7 +16,7 @@ WORKER = textwrap.dedent('''
 
     dist.init_process_group('gloo')
     rank, size = rank_and_size()
-    usual = pairs.SQUARE, pairs.TILE
+    usual = pairs.TILE
 
     def arguments(c):   # the smallest that a loss must be given
         known = loss_parameters(c.fn)
@@ -26,7 +26,7 @@ WORKER = textwrap.dedent('''
     losses += [('cold', NTXent(temperature=.0005)), ('sum', Sum(NTXent(temperature=.3), VRNS(n=100), weights=(1, 3))), ('pairwise', Pairwise(DHEL(temperature=.3)))]
     for case in sys.argv[1:]:
         tiles, rows = case.split(':')
-        pairs.SQUARE, pairs.TILE = usual if tiles=='whole' else (1, (4, 8))   # so that even these few rows are many tiles, of which each process makes some
+        pairs.TILE = usual if tiles=='whole' else (2, 3)   # so that even these few rows are many tiles, of which each process makes some
         rows = [int(n) for n in rows.split(',')]
         own = slice(sum(rows[:rank]), sum(rows[:rank+1]))
         B, V = sum(rows), 3

@@ -324,12 +324,15 @@ def test_nan_stays_visible():
     assert log_repulsion(z, z, temperature=.2).isnan().all() and mean_kernel(z, gaussian()).isnan()
 
 
-def test_without_onednn(monkeypatch):
+@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, '_linear_pointwise'), reason='this PyTorch has no oneDNN')
+def test_products_by_onednn(monkeypatch):
     z1, z2 = rows(600, dtype=torch.float32)
     def all_of(z1, z2): return *repulsions(z1, z2, temperature=.2), mean_kernel(z1, gaussian()), mean_kernel(z2, riesz(-1.))
-    fast = value_and_gradients(all_of, z1, z2)
-    monkeypatch.setattr(pairs, '_ONEDNN', False)
-    same(value_and_gradients(all_of, z1, z2), fast, 1e-5)
+    found = []
+    for onednn in (False, True):
+        monkeypatch.setattr(pairs, '_ONEDNN', onednn)
+        found.append(value_and_gradients(all_of, z1, z2))
+    same(*found, 1e-5)
 
 def test_kept_tiles_change_nothing(monkeypatch):
     z1, z2 = rows(300)
@@ -386,4 +389,4 @@ def test_no_large_matrix():
     out = subprocess.run([sys.executable, '-c', MEMORY], capture_output=True, text=True, check=True)
     sizes = dict(line.split() for line in out.stdout.splitlines())
     assert len(sizes)==26
-    for name, size in sizes.items(): assert int(size) <= 4*pairs.TILE[0]*pairs.TILE[1], name
+    for name, size in sizes.items(): assert int(size) <= pairs.STRIP, name
