@@ -36,7 +36,7 @@ def check_range(
         raise ValueError(f"{who}: {name} must be {f'a number > {above}' if above>-math.inf else f'a finite number{bounds}'}, got {x!r}")
     return value
 
-# %% ../nbs/01_kernels.ipynb #2ab5fb61
+# %% ../nbs/01_kernels.ipynb #8dc8bd18
 @dataclass(frozen=True)
 class gaussian:
     "Kernel $e^{-t r^2}$."
@@ -62,7 +62,7 @@ class imq:
     exact = False
     def __post_init__(self): check_range('imq', 'c', self.c, above=0)
     def __call__(self, d2:Tensor)->Tensor: return self.c*torch.rsqrt(self.c**2 + d2)
-    def slope(self, d2:Tensor, k:Tensor)->Tensor: return -k**3/(2*self.c**2)
+    def slope(self, d2:Tensor, k:Tensor)->Tensor: return (k**3).mul_(-1/(2*self.c**2))
 
 @dataclass(frozen=True)
 class riesz:
@@ -73,10 +73,11 @@ class riesz:
         if self.s!=0: check_range('riesz', 'abs(s)', abs(self.s) if isinstance(self.s, numbers.Real) and not isinstance(self.s, bool) else self.s, above=0)
         else: raise ValueError("riesz: s must not be 0; the limit of s -> 0 is the log kernel")
     def __call__(self, d2:Tensor)->Tensor:
+        if not torch.is_grad_enabled(): return -d2**(-self.s/2) if self.s<0 else d2**(-self.s/2)   # nobody divides by zero
         apart = d2!=0   # true for NaN, which must come through
         k = d2.where(apart, 1)**(-self.s/2)
         return k.where(apart, math.inf) if self.s>0 else -k.where(apart, 0)
-    def slope(self, d2:Tensor, k:Tensor)->Tensor: return (-self.s/2*k/d2).where(d2!=0, 0)
+    def slope(self, d2:Tensor, k:Tensor)->Tensor: return (k/d2).mul_(-self.s/2).masked_fill_(d2==0, 0)
 
 Kernel = Callable[[Tensor], Tensor]   # squared distances -> similarities; with `exact`, whether distances must be exact near 0
 KERNELS = {k.__name__: k for k in (gaussian, log, imq, riesz)}

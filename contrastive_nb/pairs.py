@@ -255,7 +255,7 @@ def full_precision(z:Tensor):
     "Context in which autocast does not lower the precision of products of `z`."
     return torch.autocast(z.device.type, enabled=False) if torch.is_autocast_enabled(z.device.type) else nullcontext()
 
-# %% ../nbs/02_pairs.ipynb #7d9b76d6
+# %% ../nbs/02_pairs.ipynb #f4892e88
 def _dense_log_sums(x, y, temperature, skip, both, classes, views=1):
     "What `_LogSums` computes, by plain operations on all pairs at once."
     if views>1: return (torch.cat([_dense_log_sums(v, None, temperature, skip, both, classes)[0] for v in x.chunk(views)]),)
@@ -278,8 +278,8 @@ def _log_total(s, share):
     return share.reduce((s - top).exp_(), 'sum').log_().add_(top)
 
 def _alone(labels, same_class):
-    "Which rows have nobody of their class beside them, or nobody of another class."
-    s = labels.sort().values
+    "Which rows have nobody of their class beside them, or nobody of another class; labels are sorted if only pairs of one class count."
+    s = labels if same_class else labels.sort().values
     return torch.searchsorted(s, labels, right=True) - torch.searchsorted(s, labels)==(1 if same_class else len(labels))
 
 class _LogSums(torch.autograd.Function):
@@ -500,7 +500,7 @@ def strips(
     n = max(64, STRIP//len(x))
     with full_precision(x): return f(x, 0, *others) if _traced() or n>=len(x) else _Strips.apply(f, n, x, *others)
 
-# %% ../nbs/02_pairs.ipynb #f051e521
+# %% ../nbs/02_pairs.ipynb #0b9cb685
 def _dense_mean_kernel(z, kernel):
     "What `_MeanKernel` computes, by plain operations on all pairs at once."
     if z.ndim>2: return torch.stack([_dense_mean_kernel(v, kernel) for v in z]).mean()
@@ -510,10 +510,10 @@ def _dense_mean_kernel(z, kernel):
     return kernel(off_diagonal(sqdist(z @ z.T, q[:, None] + q))).mean()
 
 def _near(d2, r, c, z, q):
-    "Pairs of one tile whose distance inner products know to fewer than six digits, with their differences, a few at a time."
-    near = d2 < (q[r, None] + q[c])/16
-    near.diagonal(r.start - c.start).fill_(False)
-    i, j = near.nonzero(as_tuple=True)
+    "Pairs of one tile whose distance inner products know to fewer than six digits, with their differences, a few at a time; the diagonal becomes infinite."
+    d2.diagonal(r.start - c.start).fill_(math.inf)   # nobody is near himself
+    if d2.amin() >= q.amax()/8: return
+    i, j = (d2 < (q[r, None] + q[c])/16).nonzero(as_tuple=True)
     n = max(1, TILE[0]*TILE[1]//z.shape[1])
     for i, j in zip(i.split(n), j.split(n)): yield i, j, z[r][i] - z[c][j]
 
