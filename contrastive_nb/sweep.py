@@ -360,7 +360,7 @@ def _killed(number:int)->str:
     "What a signal did, in words, and what helps."
     return f'killed by signal {number} ({signal.Signals(number).name})' + ('; a system that is out of memory does this: lower jobs, or what the run needs' if number==signal.SIGKILL else '')
 
-# %% ../nbs/13_sweep.ipynb #c6888b9a
+# %% ../nbs/13_sweep.ipynb #f8238346
 def _now()->str: return datetime.now(timezone.utc).isoformat(timespec='seconds')
 
 def _run(task:dict)->dict:
@@ -376,7 +376,7 @@ def _run(task:dict)->dict:
 
 def _run_locked(task, folder, values):
     if is_done(folder, values): return _conclude(folder, values)
-    for left in folder.glob('.*.tmp*'): left.unlink()
+    _tidy(folder)
     if os.fstat(1).st_size: os.ftruncate(1, 0)   # the log of an earlier attempt
     attempts = read_state(folder).get('attempts', 0) + 1
     _set_aside(folder, attempts)
@@ -390,6 +390,12 @@ def _run_locked(task, folder, values):
     error, outside = _execute(inject(nb, values | {RUNNER: str(folder)}), output, task['engine'], task['cwd'])
     state = _conclude(folder, values, error or 'the notebook ended without a result for these parameters', time.perf_counter()-began, wrong=bool(error) and not outside)
     return state | dict(outside=outside)
+
+def _tidy(folder)->None:
+    "Remove what a killed process had begun to write."
+    for left in folder.glob('.*.tmp*'):
+        if left.is_dir(): shutil.rmtree(left, ignore_errors=True)
+        else: left.unlink(missing_ok=True)
 
 def _set_aside(folder, attempt:int)->None:
     "Give a result that doesn't count a name of its own."
@@ -405,6 +411,7 @@ def _conclude(folder, values, error=None, seconds=None, wrong=False)->dict:
     state |= dict(state='done' if done else 'interrupted' if error==_INTERRUPTED else 'failed', parameters=values, error=None if done else error, finished=state.get('finished') if state.get('state')=='done' else _now())
     if seconds is not None: state['seconds'] = round(seconds, 3)
     _keep_notebook(folder)
+    _tidy(folder)
     if done:
         for old in folder.glob('checkpoint*.pt'): old.unlink(missing_ok=True)
         state['result'] = _stamp(folder/'result.nc')
@@ -414,7 +421,7 @@ def _conclude(folder, values, error=None, seconds=None, wrong=False)->dict:
 _INTERRUPTED = 'interrupted; the same command runs it again'
 
 def _keep_notebook(folder)->None:
-    "Put what papermill has written under its name, without the paths of this machine; half a notebook is dropped."
+    "Put what papermill has written under its name, without the paths of this machine; half a notebook is not kept."
     import nbformat
     written = folder/'.notebook.tmp.ipynb'
     if not written.exists(): return
@@ -425,7 +432,6 @@ def _keep_notebook(folder)->None:
         for cell in _tagged(nb, 'injected-parameters'):
             cell.source = re.sub(rf'(?m)^{RUNNER} = .*$', f"{RUNNER} = '.'", cell.source)
         with atomic(folder/'notebook.ipynb') as tmp: nbformat.write(nb, tmp)
-    written.unlink(missing_ok=True)
 
 # %% ../nbs/13_sweep.ipynb #a9896b11
 ATTEMPTS = 3   # of a run that something outside has ended

@@ -9,6 +9,8 @@ import psutil
 import pytest
 import xarray as xr
 
+from contrastive_nb.record import write_json
+from contrastive_nb.sweep import read_state
 from toys import call, family, grid_file, kill_all, leftovers, same, start, states, toy, wait_for
 
 POINTS = list(range(6))
@@ -98,6 +100,21 @@ def test_power_cut_around_the_rename_of_a_result(tmp_path, where):
     state, = states(tmp_path/'out').values()
     assert state['state']=='done' and not list(result.glob('.*.tmp*'))
     if where=='after the rename': assert state['attempts']==1   # it had been done
+
+
+def test_what_a_killed_run_had_begun_to_write_goes(tmp_path):
+    "Its result stood there, and it was killed while it wrote its notebook or its state."
+    notebook, grid = work(tmp_path)
+    assert call('sweep', notebook, '-g', grid, '-o', tmp_path/'out')[0]==0
+    first, *_ = sorted((tmp_path/'out').glob('toy-*'))
+    state = read_state(first)
+    write_json(first/'run.json', state | dict(state='running'))
+    for name in ('.notebook.tmp.ipynb', '.notebook.ipynb.abc.tmp', '.run.json.abc.tmp'): (first/name).write_text('{"cel')
+    (first/'.weights.abc.tmp').mkdir()
+    (first/'.weights.abc.tmp'/'half').touch()
+    assert call('sweep', notebook, '-g', grid, '-o', tmp_path/'out')[0]==0
+    assert read_state(first)['state']=='done' and read_state(first)['attempts']==state['attempts']
+    assert not list(first.glob('.*.tmp*')) and (first/'notebook.ipynb').stat().st_size>100
 
 
 def test_a_killed_kernel_is_tried_again_and_not_for_ever(tmp_path):
