@@ -12,9 +12,10 @@ import numpy as np
 import xarray as xr
 
 from contrastive_nb.experiment import AXES, VARIABLES, Config
+from contrastive_nb.grids import plain
 from contrastive_nb.record import provenance, save_dataset, to_json, write_json
 from contrastive_nb.results import collect
-from contrastive_nb.sweep import _stamp, plain
+from contrastive_nb.runs import stamp
 
 PER_EPOCH = [n for n in VARIABLES if not n.endswith(('accuracy', 'singular_value')) and n!='peak_memory']
 
@@ -38,7 +39,7 @@ def write_runs(folder, n, epochs=20):
             nc['probe_accuracy'][...] = i
             parameters = plain(config.model_dump() | dict(seed=values['seed'], batch_size=values['batch_size'], loss_params=dict(temperature=values['temperature'])))
             nc.setncattr('parameters', to_json(parameters))
-        write_json(run/'run.json', dict(state='done', parameters=parameters, result=_stamp(run/'result.nc')))
+        write_json(run/'run.json', dict(state='done', parameters=parameters, result=stamp(run/'result.nc')))
     write_json(folder/'sweep.json', dict(runs={f'run{i}': json.loads((folder/f'run{i}'/'run.json').read_text())['parameters'] for i in range(n)}))
 
 

@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from contrastive_nb.sweep import _close_warm, run_one
+from contrastive_nb.runs import close_warm, run_one
 from toys import toy
 
 IMPORTS = 'from contrastive_nb.compat import torchvision\nfrom contrastive_nb.experiment import Config, pretrain\nimport matplotlib.pyplot as plt, numpy as np, seaborn as sns, torch, xarray as xr'
@@ -26,7 +26,7 @@ def overheads(engine, n):
             assert state['state']=='done', state
             cells = json.loads((Path(folder)/f'run{i}'/'notebook.ipynb').read_text())['cells']
             found.append(took - sum(c['metadata']['papermill']['duration'] for c in cells[3:]))
-        _close_warm()
+        close_warm()
     return found[0], found[1:]   # the first one starts the warm process
 
 

@@ -16,8 +16,9 @@ from PIL import Image
 
 from contrastive_nb.cli import main
 from contrastive_nb.experiment import Config
+from contrastive_nb.grids import resolve
+from contrastive_nb.notebook import declared, read_notebook
 from contrastive_nb.record import save_dataset
-from contrastive_nb.sweep import declared, read_notebook, resolve
 
 ROOT = Path(__file__).parents[1]
 PRETRAIN = ROOT/'nbs'/'experiments'/'pretrain.ipynb'

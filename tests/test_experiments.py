@@ -10,8 +10,11 @@ import xarray as xr
 from click.testing import CliRunner
 
 from contrastive_nb.cli import main
+from contrastive_nb.grids import read_grid, resolve
+from contrastive_nb.notebook import declared, read_notebook
 from contrastive_nb.results import collect
-from contrastive_nb.sweep import check_points, declared, read_grid, read_notebook, resolve, run_one, sweep
+from contrastive_nb.runs import run_one
+from contrastive_nb.sweep import check_points, sweep
 
 FOLDER = Path(__file__).parents[1]/'nbs'/'experiments'
 NOTEBOOKS = [FOLDER/f'{name}.ipynb' for name in ('minimisers', 'batch_size', 'asymptotics', 'excess_separation')]   # the others: test_experiments_training.py

@@ -9,8 +9,11 @@ import pytest
 import xarray as xr
 
 from contrastive_nb.analysis import report, theorems
+from contrastive_nb.grids import read_grid, resolve
+from contrastive_nb.notebook import declared, read_notebook
 from contrastive_nb.results import combine
-from contrastive_nb.sweep import declared, is_done, plan, read_grid, read_notebook, resolve, sweep
+from contrastive_nb.runs import is_done
+from contrastive_nb.sweep import plan, sweep
 
 FOLDER = Path(__file__).parents[1]/'nbs'/'experiments'
 TOY = dict(

@@ -13,7 +13,7 @@ import xarray as xr
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = sorted(ROOT.glob('nbs/[0-9][0-9]_*.ipynb'))
-GROUND = tuple(ROOT/'nbs'/f'{name}.ipynb' for name in ('compat', 'gpu', 'record', 'process', 'optim', 'checkpoint'))
+GROUND = tuple(ROOT/'nbs'/f'{name}.ipynb' for name in ('compat', 'gpu', 'record', 'process', 'notebook', 'optim', 'checkpoint'))
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 TOP = {'settings.ini', 'pyproject.toml', 'constraints.txt', 'Makefile', 'nbs', 'contrastive_nb', 'data', 'tests', '.github', '.ci', 'README.md',
        'CHANGELOG.md', 'CITATION.cff', 'LICENSE', '.gitignore', '.gitattributes'}

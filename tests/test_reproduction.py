@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from contrastive_nb.sweep import read_notebook
+from contrastive_nb.notebook import read_notebook
 
 NOTEBOOK = Path(__file__).parents[1]/'nbs'/'experiments'/'reproduction.ipynb'
 COLUMNS = 'quantity,dataset,encoder,loss,against,batch_size,n_epochs,value,error,protocol,source,how'

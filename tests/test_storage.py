@@ -28,12 +28,13 @@ from contrastive_nb.checkpoint import load_checkpoint, read_checkpoint
 from contrastive_nb.cli import main
 from contrastive_nb.encoders import make_encoder
 from contrastive_nb.experiment import Config, prepare
+from contrastive_nb.grids import grid
 from contrastive_nb.images import load_images
 from contrastive_nb.losses import DHEL
 from contrastive_nb.optim import Recipe
 from contrastive_nb.record import LAYOUT, lock, read_json, save_dataset, to_json, write_json
 from contrastive_nb.results import MixedCode, collect, other_runs, run_states, verify
-from contrastive_nb.sweep import grid, sweep
+from contrastive_nb.sweep import sweep
 from contrastive_nb.train import fit
 from contrastive_nb.views import VIEWS
 from toys import ROOT, SAVE, call, command, grid_file, start, states, toy, wait_for
@@ -143,7 +144,8 @@ def test_values_arrive_unchanged(tmp_path):
                                                ('int', '7', 7), ('bool', 'false', False), ('list', '[1, a, 1e-3]', [1, 'a', .001]), ('dict', '{t: 0.5, k: no}', dict(t=.5, k='no')), ('float', '12e5678', None),
                                                ('int', '1_000', None), ('int', '1e3', None), ('int', '1.0', None), ('bool', '1', None), ('list', '3', None), ('dict', '{1: 2}', None)])
 def test_values_from_the_command_line(kind, text, value):
-    from contrastive_nb.sweep import TYPES, Parameter, resolve
+    from contrastive_nb.grids import resolve
+    from contrastive_nb.notebook import TYPES, Parameter
     parameter = dict(p=Parameter('p', TYPES[kind](), TYPES[kind], ''))
     if value is None:
         with pytest.raises(ValueError): resolve(parameter, dict(p=text), text=True)

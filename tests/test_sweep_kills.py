@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 from contrastive_nb.record import write_json
-from contrastive_nb.sweep import read_state
+from contrastive_nb.runs import read_state
 from toys import call, family, grid_file, kill_all, leftovers, same, start, states, toy, wait_for
 
 POINTS = list(range(6))
