@@ -7,13 +7,13 @@ __all__ = ['LABEL_LOSSES', 'labelled', 'beside', 'integers', 'class_totals', 'su
            'orthonormal_prototypes', 'clop', 'LabelLoss', 'SupCon', 'ReLUSCL', 'NSCL', 'DSCL', 'SoftSupCon', 'CLOP',
            'ByLabel']
 
-# %% ../nbs/04_label_losses.ipynb #5c62df2e
+# %% ../nbs/04_label_losses.ipynb #e96b504a
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from .kernels import check_range
-from .losses import Loss, MultiViewLoss, check_choice
+from .losses import Loss, check_choice
 from .pairs import block_repulsion, class_repulsion, embeddings, full_precision, log_repulsion, positives
 
 # %% ../nbs/04_label_losses.ipynb #81a4f6bc
@@ -106,7 +106,7 @@ def relu_scl(
     x, _ = labelled('relu_scl', z, labels, False, validate)
     return supcon(x.relu().view(z.shape), labels, temperature=temperature, anchors=anchors, singletons=singletons, normalize=normalize, validate=False)
 
-# %% ../nbs/04_label_losses.ipynb #698a547f
+# %% ../nbs/04_label_losses.ipynb #d1ee510a
 def soft_supcon(
     z:Tensor,               # (V, B, D) embeddings of V views of B images
     positives:Tensor,       # (V*B, V*B) weights >= 0 of the pairs of rows, view after view; the diagonal is not looked at
@@ -120,10 +120,12 @@ def soft_supcon(
     N, w = len(x), positives
     beside('soft_supcon', 'positives', w, x, N, N)
     if w.is_complex(): raise ValueError(f"soft_supcon: positives must be real, got {w.dtype}")
-    w = w.to(x.dtype)
-    if validate and w.device.type=='cpu' and not torch.compiler.is_compiling() and not (w>=0).all(): raise ValueError("soft_supcon: positives must be weights >= 0")
-    total = w.sum(1) - w.diagonal()
-    with full_precision(x): attract = ((w@x)*x).sum(1) - w.diagonal()*x.square().sum(1)
+    w = w.to(x.dtype).masked_fill(torch.eye(N, dtype=torch.bool, device=w.device), 0)
+    if validate and w.device.type=='cpu' and not torch.compiler.is_compiling() and not ((w>=0) & (w<torch.inf)).all(): raise ValueError("soft_supcon: positives must be finite weights >= 0")
+    largest = w.detach().amax(1, keepdim=True)   # of a row, whose scale doesn't matter
+    w = w/largest.where(largest>0, 1)
+    total = w.sum(1)
+    with full_precision(x): attract = ((w@x)*x).sum(1)
     some = total>0
     return ((log_repulsion(x, x, temperature=temperature) - attract/total.where(some, 1)/temperature)*some).mean()
 
@@ -150,7 +152,7 @@ def nscl(
     term = softplus(push - pull) if positive_in_denominator else push - pull
     return (term if self_pairs else term[~torch.eye(V, dtype=torch.bool, device=x.device)]).mean()
 
-# %% ../nbs/04_label_losses.ipynb #1c0ce562
+# %% ../nbs/04_label_losses.ipynb #9389a295
 def dscl(
     z:Tensor,                     # (2, B, D) embeddings: anchors, then their other views
     labels:Tensor,                # (B,) integers
@@ -163,10 +165,12 @@ def dscl(
 )->Tensor:                        # ()
     "Cross-entropy of the own other view and of the rest of the class, in fixed proportion."
     temperature = check_range('dscl', 'temperature', temperature, above=0)
-    check_range('dscl', 'beta', beta, 0)
+    beta = check_range('dscl', 'beta', beta, 0)
     x, y = labelled('dscl', z, labels, normalize, validate)
     if len(z)!=2: raise ValueError(f"dscl: needs V = 2 views, got {len(z)}")
     B, rows = z.shape[1], len(x)
+    if queue is not None and (not isinstance(queue, Tensor) or queue.ndim!=2 or not queue.is_floating_point()):
+        raise ValueError(f"dscl: queue must have shape (K, {z.shape[2]}) and be floating point, got {tuple(getattr(queue, 'shape', ()))} and {getattr(queue, 'dtype', type(queue).__name__)}")
     if queue is not None and len(queue):
         beside('dscl', 'queue', queue, z, len(queue), z.shape[2])
         queue_labels = integers('dscl', 'queue_labels', queue_labels, z, len(queue))
@@ -178,11 +182,11 @@ def dscl(
     if len(earlier): repel = torch.logaddexp(repel, block_repulsion(q, earlier, temperature=temperature))
     sums, counts = class_totals(x, y)
     n_rest = counts[:B] - 2
-    weight = beta*(n_rest>0)
+    weight = beta*(n_rest>0).to(x.dtype)
     attract = (own + weight*positives(q, sums[:B] - q - k)/n_rest.clamp_min(1))/(1 + weight)
     return (repel - attract/temperature).mean()
 
-# %% ../nbs/04_label_losses.ipynb #31dfa750
+# %% ../nbs/04_label_losses.ipynb #131ee457
 def orthonormal_prototypes(
     C:int,                           # number of classes
     D:int,                           # dimension >= C
@@ -203,14 +207,15 @@ def clop(
     validate:bool=True,     # refuse NaN and infinite rows, and labels without a prototype (on a CPU)
 )->Tensor:                  # ()
     "Mean distance of the labelled rows to the prototype of their class."
-    check_range('clop', 'lam', lam, 0)
+    lam = check_range('clop', 'lam', lam, 0)
     check_choice('clop', 'distance', distance, ('cos', 'l2', 'l1'))
     x, y = labelled('clop', z, labels, normalize, validate)
-    if not isinstance(prototypes, Tensor) or prototypes.ndim!=2 or prototypes.shape[1]!=x.shape[1]:
-        raise ValueError(f"clop: prototypes must have shape (C, {x.shape[1]}), got {tuple(getattr(prototypes, 'shape', ()))}")
+    if not isinstance(prototypes, Tensor) or prototypes.ndim!=2 or not len(prototypes) or prototypes.shape[1]!=x.shape[1]:
+        raise ValueError(f"clop: prototypes must have shape (C, {x.shape[1]}) with C >= 1, got {tuple(getattr(prototypes, 'shape', ()))}")
     beside('clop', 'prototypes', prototypes, x, *prototypes.shape)
     if validate and y.device.type=='cpu' and not torch.compiler.is_compiling() and not ((y>=-1) & (y<len(prototypes))).all():
         raise ValueError(f"clop: labels must be from -1 to {len(prototypes)-1}, got {y.min().item()} to {y.max().item()}")
+    if validate and y.device.type=='cpu' and not torch.compiler.is_compiling() and not prototypes.isfinite().all(): raise ValueError("clop: prototypes must be finite")
     known, target = y>=0, prototypes.to(x.dtype)[y.clamp_min(0)]
     if distance=='cos': d = 1 - positives(x, target)
     else: d = torch.linalg.vector_norm(x - target, ord=2 if distance=='l2' else 1, dim=1)
@@ -231,7 +236,7 @@ class CLOP(LabelLoss):
 
 LABEL_LOSSES = {c.fn.__name__: c for c in (SupCon, ReLUSCL, SoftSupCon, NSCL, DSCL, CLOP)}
 
-# %% ../nbs/04_label_losses.ipynb #65752de6
+# %% ../nbs/04_label_losses.ipynb #07f2b841
 class ByLabel(nn.Module):
     "Any loss as `loss(embeddings, labels)`."
     def __init__(self, loss:Loss):
@@ -243,10 +248,12 @@ class ByLabel(nn.Module):
         labels:Tensor,       # (N,) integers; for losses without labels, each of them as often as there are views
         *others,             # what else a loss with labels takes, such as CLOP's prototypes
     )->Tensor:               # ()
+        if not isinstance(embeddings, Tensor) or embeddings.ndim!=2: raise ValueError(f"ByLabel: embeddings must have shape (N, D), got {tuple(getattr(embeddings, 'shape', ()))}")
         rows, labels = labelled('ByLabel', embeddings[None], labels, normalize=False, validate=False)
-        if isinstance(self.loss, LabelLoss): return self.loss(rows[None], labels, *others)
+        takes = self.loss.split
+        if len(takes)>1 and takes[0]==1: return self.loss(rows[None], labels, *others)
         counts = labels.unique(return_counts=True)[1]
-        V, two = int(counts[0]), not isinstance(self.loss, MultiViewLoss)
+        V, two = int(counts[0]), len(takes)>1
         if not (counts==V).all() or V<2 or two and V!=2:
             raise ValueError(f"ByLabel: {self.loss.label} needs each label {'twice' if two else 'equally often, at least twice'}, got counts from {counts.min()} to {counts.max()}")
         views = rows[labels.argsort(stable=True)].view(-1, V, rows.shape[1]).unbind(1)

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['LOSSES', 'MULTIVIEW_LOSSES', 'infonce', 'ntxent', 'dcl', 'dhel', 'kcl', 'check_choice', 'off_diagonal_squares',
-           'log_mean_gaussian', 'off_diagonal_softplus', 'softmin_sqdist', 'dclw', 'energy', 'align_uniform',
-           'spectral', 'siglip', 'vicreg', 'barlow', 'correlation_spectrum', 'ssge', 'vrns', 'stacked_views',
-           'pair_cosines', 'mv_infonce', 'mv_dhel', 'pvc', 'cacr', 'hard_negatives', 'ainfonce', 'Loss',
-           'loss_parameters', 'InfoNCE', 'NTXent', 'DCL', 'DHEL', 'KCL', 'DCLW', 'Energy', 'AlignUniform', 'Spectral',
-           'SigLIP', 'VICReg', 'Barlow', 'SSGE', 'VRNS', 'MultiViewLoss', 'MVInfoNCE', 'MVDHEL', 'PVC', 'CACR',
-           'AInfoNCE', 'Sum', 'Pairwise', 'make_loss']
+           'log_mean_gaussian', 'as_tensor', 'off_diagonal_softplus', 'softmin_sqdist', 'dclw', 'energy',
+           'align_uniform', 'spectral', 'siglip', 'vicreg', 'barlow', 'correlation_spectrum', 'ssge', 'vrns',
+           'stacked_views', 'pair_cosines', 'mv_infonce', 'mv_dhel', 'pvc', 'cacr', 'hard_negatives', 'ainfonce',
+           'Loss', 'loss_parameters', 'InfoNCE', 'NTXent', 'DCL', 'DHEL', 'KCL', 'DCLW', 'Energy', 'AlignUniform',
+           'Spectral', 'SigLIP', 'VICReg', 'Barlow', 'SSGE', 'VRNS', 'MultiViewLoss', 'MVInfoNCE', 'MVDHEL', 'PVC',
+           'CACR', 'AInfoNCE', 'Sum', 'Pairwise', 'make_loss']
 
-# %% ../nbs/03_losses.ipynb #14242b22
+# %% ../nbs/03_losses.ipynb #dec6d888
 import inspect
 import math
 import numbers
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, relu, softplus
 
-from .kernels import Kernel, check_range, gaussian, make_kernel
+from .kernels import Kernel, check_kernel, check_range, gaussian, make_kernel
 from .pairs import embeddings, full_precision, log_repulsion, log_repulsions, mean_kernel, off_diagonal, positive_sqdist, positives, strips
 from .sphere import sqdist, unit
 
@@ -87,7 +87,7 @@ def dhel(
     repel = log_repulsion(z1, z1, temperature=temperature) if views=='first' else log_repulsions(z, temperature=temperature, across=False)
     return repel.mean()*(2 if views=='both' else 1) - (positives(z1, z2)/temperature).mean()
 
-# %% ../nbs/03_losses.ipynb #f06f8b70
+# %% ../nbs/03_losses.ipynb #ba4a405b
 def kcl(
     z1:Tensor,                      # (B, D) embeddings of the first view
     z2:Tensor,                      # (B, D) embeddings of the second view, rows paired with `z1`
@@ -101,14 +101,13 @@ def kcl(
     "Weighted mean of a kernel over pairs within each view, less twice its mean over the positives."
     gamma = check_range('kcl', 'gamma', gamma, above=0)
     if energy_scale is not None: energy_scale = check_range('kcl', 'energy_scale', energy_scale, above=0)
-    for name, k in (('kernel', kernel), ('attraction', kernel if attraction is None else attraction)):
-        if not callable(k): raise ValueError(f"kcl: {name} must be a kernel such as gaussian(t=2.), got {k!r}")
+    for name, k in (('kernel', kernel), ('attraction', kernel if attraction is None else attraction)): check_kernel('kcl', name, k)
     z1, z2 = z = embeddings('kcl', z1, z2, normalize=normalize, validate=validate)
     attract = (attraction or kernel)(positive_sqdist(z1, z2)).mean()
     repel = mean_kernel(z, kernel, radial=not normalize)
     if validate and z1.device.type=='cpu' and not torch.compiler.is_compiling():
         for k, what, value in ((attraction or kernel, 'positives', attract), (kernel, 'rows of one view', repel)):
-            if math.isinf(value.item()): raise ValueError(f"kcl: two {what} coincide, where {k} has a pole; use s < 0 or another kernel")
+            if math.isinf(value.item()): raise ValueError(f"kcl: two {what} coincide or nearly so, where {k} has a pole; use s < 0 or another kernel")
     return 2*gamma*(1. if energy_scale is None else energy_scale)*repel - 2*attract
 
 # %% ../nbs/03_losses.ipynb #8ca9e516
@@ -116,7 +115,7 @@ def check_choice(who:str, name:str, value, known:tuple)->None:
     "Raise a ValueError unless `value` is one of `known`."
     if value not in known: raise ValueError(f"{who}: {name} must be one of {', '.join(map(repr, known))}, got {value!r}")
 
-# %% ../nbs/03_losses.ipynb #144627cd
+# %% ../nbs/03_losses.ipynb #a01cbf97
 def off_diagonal_squares(
     x:Tensor,    # (N, K)
     y:Tensor,    # (N, K)
@@ -124,7 +123,8 @@ def off_diagonal_squares(
     "Sum of the squared entries of `x @ y.T` off its diagonal, in memory O(min(N, K)^2)."
     with full_precision(x):
         if len(x)<=x.shape[1]: return off_diagonal(x @ y.T).square().sum()
-        return ((x.T@x)*(y.T@y)).sum() - positives(x, y).square().sum()   # N > K: off-diagonals can't all vanish, so no digits cancel
+        a, b = x.double(), y.double()   # a row's sum less its own entry, which may be most of it
+        return ((a @ (b.T@b)*a).sum(1) - positives(a, b).square()).clamp_min(0).sum().to(x.dtype)
 
 def log_mean_gaussian(
     z:Tensor,      # (B, D) rows, unit or zero
@@ -135,6 +135,10 @@ def log_mean_gaussian(
     one = torch.ones_like(q)   # two columns more turn the inner product into -r^2/2
     rows = log_repulsion(torch.cat([z, -q/2, one], 1), torch.cat([z, one, -q/2], 1), temperature=1/(2*t))
     return rows.logsumexp(0) - math.log(len(z)*(len(z)-1))
+
+def as_tensor(value, like:Tensor)->Tensor:
+    "A number as a tensor beside `like`; a tensor as it is."
+    return value if isinstance(value, Tensor) else like.new_full((), value)
 
 def off_diagonal_softplus(
     z1:Tensor,     # (B, D) unit rows
@@ -147,20 +151,20 @@ def off_diagonal_softplus(
         logits = scale*(x @ z2.T) + bias
         logits.diagonal(first).fill_(-math.inf)
         return -logsigmoid(-logits).sum(1)
-    return strips(rows, z1, z2, *(p if isinstance(p, Tensor) else z1.new_full((), p) for p in (scale, bias))).sum()
+    return strips(rows, z1, z2, as_tensor(scale, z1), as_tensor(bias, z1)).sum()
 
 def softmin_sqdist(
     anchors:Tensor,    # (B, D) rows
     others:Tensor,     # (B, D) rows; row i is no negative of anchor i
-    sharpness:float,   # >= 0; 0 is the plain mean, large values the nearest
+    sharpness,         # >= 0, number or tensor of one element; 0 is the plain mean, large values the nearest
 )->Tensor:             # (B,)
     "Squared distance of each anchor to its negatives, averaged with weights softmax(-sharpness * squared distance)."
-    def rows(x, first, others):
+    def rows(x, first, others, sharpness):
         d2 = sqdist(x @ others.T, x.square().sum(1)[:, None] + others.square().sum(1))
         logits = -sharpness*d2
         logits.diagonal(first).fill_(-math.inf)
         return (torch.softmax(logits, 1)*d2).sum(1)
-    return strips(rows, anchors, others)
+    return strips(rows, anchors, others, as_tensor(sharpness, anchors))
 
 # %% ../nbs/03_losses.ipynb #f92f1c27
 def dclw(
@@ -181,7 +185,7 @@ def dclw(
     repel = log_repulsions(z, temperature=temperature) if symmetric else log_repulsion(z1, z1, z2, temperature=temperature)
     return repel.mean() - (weight*cos/temperature).mean()
 
-# %% ../nbs/03_losses.ipynb #c8a59a69
+# %% ../nbs/03_losses.ipynb #d6888fef
 def energy(
     z1:Tensor,                      # (B, D) embeddings of the first view
     z2:Tensor,                      # (B, D) embeddings of the second view
@@ -191,13 +195,13 @@ def energy(
     validate:bool=True,             # refuse NaN and infinite rows, and Riesz poles (on a CPU)
 )->Tensor:                          # ()
     "Mean of a kernel over pairs within each view, averaged over the two views."
-    if not callable(kernel): raise ValueError(f"energy: kernel must be a kernel such as gaussian(t=2.), got {kernel!r}")
-    if log and not torch.compiler.is_compiling() and not kernel(torch.tensor(2.))>0: raise ValueError(f"energy: log needs a kernel of positive values, got {kernel}")
+    check_kernel('energy', 'kernel', kernel)
+    if log and not isinstance(kernel, gaussian) and not torch.compiler.is_compiling() and not kernel(torch.ones((), dtype=torch.float64))>0: raise ValueError(f"energy: log needs a kernel of positive values, got {kernel}")
     z = embeddings('energy', z1, z2, normalize=normalize, validate=validate)
     if log and isinstance(kernel, gaussian): return sum(log_mean_gaussian(v, kernel.t) for v in z)/2
     means = [mean_kernel(v, kernel, radial=not normalize) for v in (z.unbind() if log else (z,))]   # of the two together, or one by one for their logs
     if validate and z1.device.type=='cpu' and not torch.compiler.is_compiling() and any(m.isinf() for m in means):
-        raise ValueError(f"energy: two rows of one view coincide, where {kernel} has a pole; use s < 0 or another kernel")
+        raise ValueError(f"energy: two rows of one view coincide or nearly so, where {kernel} has a pole; use s < 0 or another kernel")
     return sum(m.log() for m in means)/2 if log else means[0]
 
 # %% ../nbs/03_losses.ipynb #c3723c03
@@ -246,7 +250,7 @@ def siglip(
     z1, z2 = embeddings('siglip', z1, z2, normalize=normalize, validate=validate)
     return (off_diagonal_softplus(z1, z2, scale, bias) - logsigmoid(scale*positives(z1, z2) + bias).sum())/len(z1)
 
-# %% ../nbs/03_losses.ipynb #b79cba71
+# %% ../nbs/03_losses.ipynb #822efda3
 def vicreg(
     z1:Tensor,                # (B, D) embeddings of the first view
     z2:Tensor,                # (B, D) embeddings of the second view, rows paired with `z1`
@@ -259,7 +263,7 @@ def vicreg(
     validate:bool=True,       # refuse NaN and infinite rows (on a CPU)
 )->Tensor:                    # ()
     "Weighted sum of invariance, variance and covariance terms."
-    for name, value in (('invariance', invariance), ('variance', variance), ('covariance', covariance)): check_range('vicreg', name, value, 0)
+    invariance, variance, covariance = (check_range('vicreg', name, value, 0) for name, value in (('invariance', invariance), ('variance', variance), ('covariance', covariance)))
     eps = check_range('vicreg', 'eps', eps, above=0)
     check_choice('vicreg', 'hinges', hinges, ('mean', 'sum'))
     z1, z2 = embeddings('vicreg', z1, z2, normalize=normalize, validate=validate)
@@ -268,7 +272,7 @@ def vicreg(
     squares = sum(off_diagonal_squares(c.T, c.T) for c in (z1 - z1.mean(0), z2 - z2.mean(0)))/(D*(B-1)**2)
     return invariance*(z1 - z2).square().mean() + variance*hinge + covariance*squares
 
-# %% ../nbs/03_losses.ipynb #f9b4e8a3
+# %% ../nbs/03_losses.ipynb #8a0b2ba5
 def barlow(
     z1:Tensor,                # (B, D) embeddings of the first view
     z2:Tensor,                # (B, D) embeddings of the second view, rows paired with `z1`
@@ -279,13 +283,17 @@ def barlow(
     validate:bool=True,       # refuse NaN and infinite rows (on a CPU)
 )->Tensor:                    # ()
     "Squared distance of the cross-correlation between views from the identity, off-diagonal entries weighted by `lam`."
-    check_range('barlow', 'lam', lam, 0)
+    lam = check_range('barlow', 'lam', lam, 0)
     scale, eps = (check_range('barlow', name, value, above=0) for name, value in (('scale', scale), ('eps', eps)))
-    z1, z2 = ((z - z.mean(0))/(z.var(0, correction=0) + eps).sqrt() for z in embeddings('barlow', z1, z2, normalize=normalize, validate=validate))
+    def standard(z):
+        z = z - z.mean(0)
+        size = z.detach().abs().amax(0).clamp_min(1)   # so that no square overflows
+        return z/size/((z/size).var(0, correction=0) + eps/size**2).sqrt()
+    z1, z2 = map(standard, embeddings('barlow', z1, z2, normalize=normalize, validate=validate))
     own = (z1*z2).mean(0)
     return scale*((own - 1).square().sum() + lam*off_diagonal_squares(z1.T, z2.T)/len(z1)**2)
 
-# %% ../nbs/03_losses.ipynb #d91d4d63
+# %% ../nbs/03_losses.ipynb #ef5e389d
 def correlation_spectrum(
     x:Tensor,      # (B, D) rows, columns of mean zero
 )->Tensor:         # (min(B, D),) ascending
@@ -303,7 +311,7 @@ def ssge(
     validate:bool=True,       # refuse NaN and infinite rows (on a CPU)
 )->Tensor:                    # ()
     "Alignment of standardised columns, and how far each view is from a standard Gaussian."
-    check_range('ssge', 'lam', lam, 0)
+    lam = check_range('ssge', 'lam', lam, 0)
     check_choice('ssge', 'divergence', divergence, ('wasserstein', 'kl'))
     z1, z2 = embeddings('ssge', z1, z2, normalize=normalize, validate=validate)
     def standard(z):
@@ -387,7 +395,7 @@ def pvc(
     views, repel = z.unbind(), log_repulsions(z, temperature=temperature)
     return torch.stack([softplus(r - positives(a, b)/temperature).mean() for r, a in zip(repel, views) for b in views if b is not a]).mean()
 
-# %% ../nbs/03_losses.ipynb #f9fb349b
+# %% ../nbs/03_losses.ipynb #4da8ccf8
 def cacr(
     z:Tensor,                 # (V, B, D) embeddings of V >= 2 views
     *, alpha=1.,              # >= 0, weight of the attraction
@@ -399,29 +407,29 @@ def cacr(
     validate:bool=True,       # refuse NaN and infinite rows (on a CPU)
 )->Tensor:                    # ()
     "Softmax-weighted squared distances to the positives less softmin-weighted ones to the negatives."
-    for name, value in (('alpha', alpha), ('beta', beta), ('tau_pos', tau_pos), ('tau_neg', tau_neg)): check_range('cacr', name, value, 0)
+    alpha, beta, tau_pos, tau_neg = (check_range('cacr', name, value, 0) for name, value in (('alpha', alpha), ('beta', beta), ('tau_pos', tau_pos), ('tau_neg', tau_neg)))
     views = stacked_views('cacr', z, normalize, validate).unbind()
     d2 = torch.stack([torch.stack([positive_sqdist(a, b) for b in views if b is not a]) for a in views])   # (V, V-1, B)
     attract = (torch.softmax(tau_pos*d2, 1)*d2).sum(1).mean()
     pairs = permutations(views, 2) if symmetric else combinations(views, 2)
     return alpha*attract - beta*torch.stack([softmin_sqdist(a, b, tau_neg).mean() for a, b in pairs]).mean()
 
-# %% ../nbs/03_losses.ipynb #64a9cd14
+# %% ../nbs/03_losses.ipynb #e6104f6c
 def hard_negatives(
     anchor:Tensor,        # (B, D) unit rows
     others:list,          # V views as candidates, each (B, D)
     mean_positive:Tensor, # (B,) log of the mean of exp(cosine/temperature) over the positives
     temperature,
     beta:float,           # > 0, how much harder negatives count more
-    tau_plus:float,       # in [0, 1), chance that a negative is none
+    tau_plus,             # in [0, 1), chance that a negative is none
 )->Tensor:                # (B,)
     "Log of the reweighted, debiased sum over the negatives of each anchor."
     rows = len(others)*len(anchor)
-    n = rows - len(others)
+    n, tau_plus = rows - len(others), as_tensor(tau_plus, anchor)
     weighted = math.log(rows) + log_repulsion(anchor, *others, temperature=temperature/(1+beta)) - log_repulsion(anchor, *others, temperature=temperature/beta)
-    excess = mean_positive - weighted + (math.log(tau_plus*n) if tau_plus>0 else -math.inf)
+    excess = mean_positive - weighted + (tau_plus*n).log()
     some = excess<0   # otherwise the estimate is below zero: only the floor remains
-    debiased = weighted + torch.log(-torch.expm1(excess.where(some, -1.))) - math.log1p(-tau_plus)
+    debiased = weighted + torch.log(-torch.expm1(excess.where(some, -1.))) - torch.log1p(-tau_plus)
     return torch.maximum(debiased.where(some, -math.inf), torch.zeros_like(debiased) + math.log(n) - 1/temperature)
 
 def ainfonce(
@@ -438,9 +446,7 @@ def ainfonce(
     "Mean cross-entropy over ordered pairs of views, asymmetric where one of them is adversarial."
     temperature = check_range('ainfonce', 'temperature', temperature, above=0)
     if beta is not None: beta = check_range('ainfonce', 'beta', beta, above=0)
-    check_range('ainfonce', 'degree', degree, 0, 1)
-    check_range('ainfonce', 'adv_weight', adv_weight, 0)
-    check_range('ainfonce', 'tau_plus', tau_plus, 0, 1 - 1e-6)
+    degree, adv_weight, tau_plus = (check_range('ainfonce', name, value, 0, high) for name, value, high in (('degree', degree, 1), ('adv_weight', adv_weight, math.inf), ('tau_plus', tau_plus, 1 - 1e-6)))
     check_choice('ainfonce', 'detach', detach, ('adversarial', 'all'))
     views = stacked_views('ainfonce', z, normalize, validate).unbind()
     V = len(views)
@@ -457,7 +463,7 @@ def ainfonce(
     adversarial = sum(degree*frozen[a][0] + (1-degree)*frozen[0][a] for a in range(1, V))
     return (clean + 2*adv_weight*adversarial)/(V*(V-1))
 
-# %% ../nbs/03_losses.ipynb #66bf363b
+# %% ../nbs/03_losses.ipynb #2c3e22ea
 class Loss(nn.Module):
     "A loss function `fn` with its parameters; subclasses only name `fn`, and an `example` of its input."
     fn = None
@@ -474,7 +480,10 @@ class Loss(nn.Module):
             if p not in known: raise ValueError(f"{name}: unknown parameter {p!r}, it takes {', '.join(known)}")
         for p, default in known.items():
             if default is inspect.Parameter.empty and p not in params: raise ValueError(f"{name}: {p} must be given")
+            if isinstance(default, bool) and not isinstance(params.get(p, default), bool): raise ValueError(f"{name}: {p} must be True or False, got {params[p]!r}")
         self.params = {p: params.get(p, default) for p, default in known.items()}
+        for p, value in params.items():
+            if isinstance(value, nn.Parameter): self.register_parameter(p, value)
         self.fn(*self.example, **self.params)   # refuses bad values now, not in the middle of a training
         if learn_temperature:
             if 'temperature' not in known: raise ValueError(f"{name}: it has no temperature to learn")
@@ -483,9 +492,11 @@ class Loss(nn.Module):
     def forward(self,
         *inputs:Tensor,   # what `fn` takes: two views (B, D), or embeddings and labels
     )->Tensor:            # ()
-        if not hasattr(self, 'log_temperature'): return self.fn(*inputs, **self.params)
-        low = (math.log(.01) - self.log_temperature.detach()).clamp_min(0)   # added, so that the gradient leads back from below
-        return self.fn(*inputs, **self.params | dict(temperature=(self.log_temperature + low).exp()))
+        learnt = {p: value for p, value in self.named_parameters() if p in self.params}
+        if hasattr(self, 'log_temperature'):
+            low = (math.log(.01) - self.log_temperature.detach()).clamp_min(0)   # added, so that the gradient leads back from below
+            learnt['temperature'] = (self.log_temperature + low).exp()
+        return self.fn(*inputs, **self.params | learnt)
 
     @property
     def label(self)->str:
@@ -527,7 +538,7 @@ class AInfoNCE(MultiViewLoss): fn = staticmethod(ainfonce)
 LOSSES = {c.fn.__name__: c for c in (InfoNCE, NTXent, DCL, DHEL, KCL, DCLW, Energy, AlignUniform, Spectral, SigLIP, VICReg, Barlow, SSGE, VRNS)}
 MULTIVIEW_LOSSES = {c.fn.__name__: c for c in (MVInfoNCE, MVDHEL, PVC, CACR, AInfoNCE)}
 
-# %% ../nbs/03_losses.ipynb #1884c9bf
+# %% ../nbs/03_losses.ipynb #5ef17837
 class Sum(nn.Module):
     "Weighted sum of losses of the same inputs, such as `Sum(NTXent(temperature=.1), VRNS(n=50000), weights=(1, 30))`."
     def __init__(self,
@@ -537,7 +548,7 @@ class Sum(nn.Module):
         super().__init__()
         self.weights = (1,)*len(losses) if weights is None else tuple(weights)
         if not losses or len(self.weights)!=len(losses): raise ValueError(f"Sum: needs a loss or more and as many weights, got {len(losses)} and {len(self.weights)}")
-        for w in self.weights: check_range('Sum', 'weights', w)
+        self.weights = tuple(check_range('Sum', 'weights', w) for w in self.weights)
         self.losses, self.split = nn.ModuleList(losses), losses[0].split
 
     def forward(self, *inputs:Tensor)->Tensor: return sum(w*loss(*inputs) for w, loss in zip(self.weights, self.losses))   # ()
@@ -555,13 +566,13 @@ class Pairwise(nn.Module):
     def forward(self,
         z:Tensor,   # (V, B, D) embeddings of V >= 2 views
     )->Tensor:      # ()
-        if z.ndim!=3 or len(z)<2: raise ValueError(f"Pairwise: z must have shape (V, B, D) with V >= 2, got {tuple(z.shape)}")
+        if not isinstance(z, Tensor) or z.ndim!=3 or len(z)<2: raise ValueError(f"Pairwise: z must have shape (V, B, D) with V >= 2, got {tuple(getattr(z, 'shape', ()))}")
         return torch.stack([self.loss(a, b) for a, b in combinations(z.unbind(), 2)]).mean()
 
     @property
     def label(self)->str: return f'pairwise({self.loss.label})'
 
-# %% ../nbs/03_losses.ipynb #d316cef8
+# %% ../nbs/03_losses.ipynb #389b53d4
 def make_loss(
     name:str,             # one of `registry`
     *, registry=LOSSES,   # names -> modules
@@ -569,7 +580,7 @@ def make_loss(
 )->Loss:
     "The loss of that name as a module."
     if name not in registry: raise ValueError(f"unknown loss {name!r}, known: {', '.join(registry)}")
-    if params.get('kernel')=='gaussian_riesz': params |= dict(kernel='riesz', attraction=params.get('attraction', 'gaussian'))
+    if params.get('kernel')=='gaussian_riesz' and 'attraction' in loss_parameters(registry[name].fn): params |= dict(kernel='riesz', attraction=params.get('attraction', 'gaussian'))
     if isinstance(params.get('kernel'), str) and 'kernel' in loss_parameters(registry[name].fn):
         own = [p for p in params if p not in loss_parameters(registry[name].fn) and p!='learn_temperature']
         params['kernel'] = make_kernel(params['kernel'], **{p: params.pop(p) for p in own})

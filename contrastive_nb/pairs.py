@@ -500,12 +500,12 @@ def strips(
     n = max(64, STRIP//len(x))
     with full_precision(x): return f(x, 0, *others) if _traced() or n>=len(x) else _Strips.apply(f, n, x, *others)
 
-# %% ../nbs/02_pairs.ipynb #0b9cb685
+# %% ../nbs/02_pairs.ipynb #bbed01bc
 def _dense_mean_kernel(z, kernel):
     "What `_MeanKernel` computes, by plain operations on all pairs at once."
     if z.ndim>2: return torch.stack([_dense_mean_kernel(v, kernel) for v in z]).mean()
     if getattr(kernel, 'exact', False):
-        return kernel(off_diagonal(torch.cdist(z, z, compute_mode='donot_use_mm_for_euclid_dist')).square()).mean()
+        return kernel(off_diagonal((z[:, None] - z).square().sum(2))).mean()
     q = z.square().sum(1)
     return kernel(off_diagonal(sqdist(z @ z.T, q[:, None] + q))).mean()
 

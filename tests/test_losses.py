@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from contrastive_nb.kernels import gaussian, make_kernel
+from contrastive_nb import pairs
+from contrastive_nb.kernels import gaussian, imq, make_kernel, riesz
 from contrastive_nb.label_losses import LABEL_LOSSES, clop, dscl, nscl, orthonormal_prototypes, relu_scl, soft_supcon, supcon
 from contrastive_nb.losses import (LOSSES, MULTIVIEW_LOSSES, InfoNCE, Pairwise, Sum, VRNS, ainfonce, align_uniform, barlow, cacr, dcl, dclw, dhel, energy, infonce, kcl, make_loss,
                                    mv_dhel, mv_infonce, ntxent, pvc, siglip, spectral, ssge, vicreg, vrns)
@@ -135,10 +136,21 @@ def test_bad_gammas_are_refused(gamma):
 POSITIVE = [(fixed(dclw, temperature=.2), 'sigma'), (align_uniform, 'alpha'), (align_uniform, 't'), (align_uniform, 'lam'), (spectral, 'mu'), (siglip, 'scale'), (vicreg, 'eps'),
             (barlow, 'scale'), (barlow, 'eps'), (stacked(ainfonce, temperature=.2), 'beta'), (with_labels(supcon, temperature=.2), 'base_temperature')]
 NOT_NEGATIVE = [(vicreg, 'invariance'), (vicreg, 'variance'), (vicreg, 'covariance'), (barlow, 'lam'), (ssge, 'lam'), (stacked(cacr), 'alpha'), (stacked(cacr), 'beta'), (stacked(cacr), 'tau_pos'),
-                (stacked(cacr), 'tau_neg'), (stacked(ainfonce, temperature=.2), 'adv_weight'), (stacked(ainfonce, temperature=.2), 'degree'), (stacked(ainfonce, temperature=.2), 'tau_plus'),
+                (stacked(cacr), 'tau_neg'), (stacked(ainfonce, temperature=.2), 'adv_weight'), (stacked(ainfonce, temperature=.2), 'degree'), (stacked(ainfonce, temperature=.2, beta=1.), 'tau_plus'),
                 (with_labels(dscl, temperature=.2), 'beta'), (with_labels(lambda z, y, **k: clop(z, y, torch.eye(3), **k)), 'lam')]
 CHOICES = [(vicreg, 'hinges'), (ssge, 'divergence'), (stacked(mv_infonce, temperature=.2), 'negatives'), (stacked(ainfonce, temperature=.2), 'detach'),
            (with_labels(supcon, temperature=.2), 'anchors'), (with_labels(lambda z, y, **k: clop(z, y, torch.eye(3), **k)), 'distance')]
+
+
+@pytest.mark.parametrize('loss, name', POSITIVE + NOT_NEGATIVE, ids=lambda x: x if isinstance(x, str) else '')
+def test_parameters_may_be_tensors_of_one_element_and_are_differentiated(loss, name, monkeypatch):
+    monkeypatch.setattr(pairs, 'STRIP', 1)
+    z1, z2 = embeddings(130 if name in ('tau_neg', 'scale') else 4, 3)   # in strips
+    def value(x): return loss(z1, z2, **{name: x})
+    x, h = torch.tensor([.4], dtype=torch.float64, requires_grad=True), 1e-4
+    assert value(x).shape==()
+    slope, = torch.autograd.grad(value(x), x)
+    torch.testing.assert_close(slope.item(), (value(.4 + h) - value(.4 - h)).item()/(2*h), rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize('loss, name', POSITIVE + NOT_NEGATIVE, ids=lambda x: x if isinstance(x, str) else '')
@@ -229,7 +241,7 @@ def test_half_precision_and_autocast_agree_with_float64(loss, dtype, T):
 def test_hard_batches_stay_finite(loss, make):
     z1 = make(); z2 = -z1.flip(1)   # antipodal or orthogonal partners; no two positives coincide
     if loss.id=='kcl-gaussian_riesz' and z1.shape==(4, 3):   # its energy has a pole where rows of a view coincide
-        with pytest.raises(ValueError, match='two rows of one view coincide, where riesz'): loss(z1, z2, .2)
+        with pytest.raises(ValueError, match='two rows of one view coincide or nearly so, where riesz'): loss(z1, z2, .2)
         return
     if 'nscl' in loss.id and len(z1)==2: z1, z2 = (torch.cat([z, z.flip(0)]) for z in (z1, z2))   # two classes
     if loss.id in ('vicreg', 'barlow') and z1.max()>1e20: return   # unnormalised squares of 1e30 leave float32
@@ -335,3 +347,43 @@ def test_the_registries_name_their_losses_and_the_table_holds_them_all(registry)
         except ValueError: loss = make_loss(name, registry=registry, **NEEDED.get(name, {}))
         assert loss.fn.__name__==name and loss.label.startswith(name) and loss(*kind.example).isfinite()
         assert any(c.id.split('-')[0]==name for c in CASES), f'{name} is not in the table'
+
+
+def test_covariances_beside_a_large_variance():
+    z = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))   # more columns than rows
+    z[:, 0] *= 1000
+    torch.testing.assert_close(vicreg(z, z).double(), vicreg(z.double(), z.double()), rtol=1e-6, atol=0)
+    column = torch.zeros(4, 8)
+    column[:, 0] = torch.tensor([100., -37., 12., 5.3])
+    assert 0<=vicreg(column, column, invariance=0., variance=0.)<1e-6
+    torch.testing.assert_close(barlow(1e20*z, -1e20*z), barlow(z.double(), -z.double(), eps=1e-40).float(), rtol=1e-4, atol=0)
+
+
+def test_soft_positives_do_not_look_at_the_diagonal_or_at_the_scale_of_a_row():
+    z1, z2 = embeddings(5, 3, dtype=torch.float32)
+    z, w = torch.stack([z1, z2]), torch.rand(10, 10, generator=torch.Generator().manual_seed(1))
+    want = soft_supcon(z, w.fill_diagonal_(0), temperature=.1)
+    for d in (1e8, math.inf, math.nan, -1.): assert soft_supcon(z, w.clone().fill_diagonal_(d), temperature=.1)==want
+    for scale in (3e38, 1e-38): torch.testing.assert_close(soft_supcon(z, w*scale, temperature=.1), want)
+    with pytest.raises(ValueError, match='finite weights'): soft_supcon(z, w.index_put((torch.tensor(0), torch.tensor(1)), torch.tensor(math.inf)), temperature=.1)
+
+
+def test_log_energy_of_narrow_kernels():
+    for t in (60., 1e4): assert math.isclose(energy(torch.eye(2), torch.eye(2), kernel=gaussian(t), log=True), -2*t, rel_tol=1e-6)
+    for kernel in (imq(1e-3), riesz(300.)): assert energy(torch.eye(2), -torch.eye(2), kernel=kernel, log=True)<0
+    for kernel in (riesz(-1.), make_kernel('log')):
+        with pytest.raises(ValueError, match='log needs a kernel of positive values'): energy(z, -z, kernel=kernel, log=True)
+
+
+def test_learnt_parameters_belong_to_the_module():
+    loss = LOSSES['siglip'](scale=torch.nn.Parameter(torch.tensor(10.)), bias=torch.nn.Parameter(torch.tensor(-10.)))
+    assert set(loss.state_dict())=={'scale', 'bias'} and len(list(loss.parameters()))==2
+    other = LOSSES['siglip'](scale=torch.nn.Parameter(torch.tensor(1.)), bias=torch.nn.Parameter(torch.tensor(0.)))
+    other.load_state_dict(loss.state_dict())
+    assert other(z, -z)==loss(z, -z)==siglip(z, -z)
+    loss(z, -z).backward()
+    assert loss.scale.grad!=0 and loss.bias.grad!=0
+
+
+def test_switches_are_true_or_false():
+    with pytest.raises(ValueError, match="symmetric must be True or False, got 'no'"): make_loss('infonce', temperature=.2, symmetric='no')

@@ -266,7 +266,7 @@ def test_gradcheck_mean_kernel():
     z = rows(5, 3, n=1)[0].requires_grad_()
     for kernel in KERNELS:
         assert gradcheck(lambda z: mean_kernel(z, kernel, tile=2), z)
-        if not getattr(kernel, 'exact', False): assert gradgradcheck(lambda z: mean_kernel(z, kernel, tile=2), z)
+        assert gradgradcheck(lambda z: mean_kernel(z, kernel, tile=2), z)
 
 def test_backward_twice():
     z1, z2 = (z.requires_grad_() for z in rows(30))
