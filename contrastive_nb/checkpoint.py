@@ -48,7 +48,7 @@ def _few(names)->str:
     names = sorted(names)
     return ', '.join(names[:3]) + (f' and {len(names)-3} more' if len(names)>3 else '')
 
-# %% ../nbs/checkpoint.ipynb #d1f632b5
+# %% ../nbs/checkpoint.ipynb #48481dc3
 STATE = 'model', 'optimizer', 'generator', 'training', 'history', 'torch'
 
 def save_checkpoint(
@@ -107,6 +107,9 @@ def load_checkpoint(path, *, model:nn.Module, optimizer:torch.optim.Optimizer, g
     try:
         optimizer.load_state_dict(state['optimizer'])
         generator.set_state(state['generator'])
+        for p, own in optimizer.state.items():
+            wrong = [f"{name} {tuple(t.shape)}" for name, t in own.items() if isinstance(t, Tensor) and name!='step' and t.shape!=p.shape] + not_finite({k: t for k, t in own.items() if isinstance(t, Tensor)})
+            if wrong: raise ValueError(f"{wrong[0]} for a parameter of shape {tuple(p.shape)}")
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise ValueError(f"load_checkpoint: optimiser and generator of {path} must fit this training, got {type(error).__name__}: {error}; remedy: remove it to start anew") from error
     return state['history']
@@ -125,6 +128,7 @@ def read_checkpoint(
     except Exception as error: raise damaged(f"got {type(error).__name__}: {str(error).splitlines()[0]}") from error
     if packed: raise damaged('got packed content')
     if not isinstance(state, dict) or (missing := [k for k in STATE if k not in state]): raise damaged(f"{', '.join(missing) if isinstance(state, dict) else 'all'} missing")
+    if wrong := [k for k in ('model', 'optimizer', 'training', 'history') if not isinstance(state[k], dict)]: raise damaged(f"{', '.join(wrong)} must be a dictionary")
     return state
 
 def epochs_done(

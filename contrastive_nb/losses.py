@@ -463,7 +463,7 @@ def ainfonce(
     adversarial = sum(degree*frozen[a][0] + (1-degree)*frozen[0][a] for a in range(1, V))
     return (clean + 2*adv_weight*adversarial)/(V*(V-1))
 
-# %% ../nbs/03_losses.ipynb #2c3e22ea
+# %% ../nbs/03_losses.ipynb #b4cf4a38
 class Loss(nn.Module):
     "A loss function `fn` with its parameters; subclasses only name `fn`, and an `example` of its input."
     fn = None
@@ -485,6 +485,7 @@ class Loss(nn.Module):
         for p, value in params.items():
             if isinstance(value, nn.Parameter): self.register_parameter(p, value)
         self.fn(*self.example, **self.params)   # refuses bad values now, not in the middle of a training
+        if not isinstance(learn_temperature, bool): raise ValueError(f"{name}: learn_temperature must be True or False, got {learn_temperature!r}")
         if learn_temperature:
             if 'temperature' not in known: raise ValueError(f"{name}: it has no temperature to learn")
             self.log_temperature = nn.Parameter(torch.tensor(float(self.params['temperature'])).log())
@@ -505,7 +506,9 @@ class Loss(nn.Module):
         switches = {p for p, default in known.items() if default is None or isinstance(default, (bool, str))}
         return f"{self.fn.__name__}({self._show(p for p in known if p not in switches or self.params[p]!=known[p])})"
 
-    def _show(self, names): return ', '.join(f'{p}={self.params[p]!r}' for p in names)
+    def _show(self, names):
+        shown = [f"{p}={'learnt' if isinstance(self.params[p], nn.Parameter) else repr(self.params[p])}" for p in names]
+        return ', '.join(shown + ['learn_temperature=True']*hasattr(self, 'log_temperature'))
     def extra_repr(self): return self._show(self.params)
 
 def loss_parameters(fn)->dict:

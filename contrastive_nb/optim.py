@@ -46,7 +46,7 @@ class LARS(torch.optim.Optimizer):
             torch._foreach_add_(averages, grads)
             torch._foreach_add_([*deep, *flat], averages, alpha=-group['lr'])
 
-# %% ../nbs/optim.ipynb #1fb7cea1
+# %% ../nbs/optim.ipynb #0fd67e6f
 OPTIMIZERS = dict(   # name -> optimiser of a recipe
     sgd=lambda params, r, **fused: torch.optim.SGD(params, lr=r.lr, momentum=r.momentum, weight_decay=r.weight_decay, **fused),
     lars=lambda params, r, **fused: LARS(params, lr=r.lr, momentum=r.momentum, weight_decay=r.weight_decay),
@@ -77,6 +77,7 @@ class Recipe:
         if not (number(self.lr, 0, math.inf) and self.lr>0): raise ValueError(f"Recipe: lr must be a number > 0, got {self.lr!r}")
         if not number(self.momentum, 0, 1): raise ValueError(f"Recipe: momentum must be in [0, 1), got {self.momentum!r}")
         if not number(self.weight_decay, 0, math.inf): raise ValueError(f"Recipe: weight_decay must be >= 0, got {self.weight_decay!r}")
+        for name in ('lr', 'momentum', 'weight_decay'): object.__setattr__(self, name, float(getattr(self, name)))   # a checkpoint holds no NumPy scalars
         if self.n_warmup>=self.n_epochs: raise ValueError(f"Recipe: n_warmup must be less than n_epochs={self.n_epochs}, got {self.n_warmup}")
         for name, known in (('optimizer', OPTIMIZERS), ('schedule', SCHEDULES)):
             if getattr(self, name) not in known: raise ValueError(f"Recipe: {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Compute', 'steady_statistics', 'Parts', 'check_separable', 'two_views', 'ahead', 'keep_memory', 'fit', 'backward',
-           'over_processes', 'describe', 'seed_global']
+           'over_processes', 'describe', 'plain', 'seed_global']
 
 # %% ../nbs/09_train.ipynb #0cca2171
 import ctypes
@@ -125,7 +125,7 @@ def keep_memory()->bool:
     trim_threshold, top_pad, mmap_max = -1, -2, -4   # names of mallopt(3)
     return all([mallopt(trim_threshold, -1), mallopt(top_pad, 64*2**20), mallopt(mmap_max, 0)])
 
-# %% ../nbs/09_train.ipynb #a40bd762
+# %% ../nbs/09_train.ipynb #e1001eb8
 def fit(
     model:nn.Module,                 # images -> (h, z)
     images:Tensor,                   # (N, C, H, W) uint8, on the model's device; the same in every process
@@ -142,15 +142,17 @@ def fit(
 )->dict[str, list]:                  # one list an epoch each: train_loss, seconds, views_per_second and what `on_epoch` gave
     "Train `model` and return the history."
     (rank, size), N, B, device = rank_and_size(), len(images), recipe.batch_size, images.device
-    if keep<1: raise ValueError(f"fit: keep must be a whole number >= 1, got {keep}")
+    for name, value in (('keep', keep), ('every', every)):
+        if value<1: raise ValueError(f"fit: {name} must be a whole number >= 1, got {value}")
     if B>N: raise ValueError(f"fit: a batch of {B} is larger than the dataset of {N} images")
     if B%(size*compute.n_parts): raise ValueError(f"fit: a batch of {B} must divide into {size} processes of {compute.n_parts} parts each")
     if compute.accumulate: check_separable(loss, compute.n_parts)
     n_steps, seed = N//B, generator.initial_seed()
     if compute.channels_last: model.to(memory_format=torch.channels_last)
-    trained = [*model.parameters(), *(loss.parameters() if isinstance(loss, nn.Module) else ())]
-    optimizer = make_optimizer(recipe, trained)
-    state = dict(model=model, optimizer=optimizer, generator=generator, training=describe(images, loss, views, recipe, compute, seed))
+    trained = nn.ModuleList([model, loss]) if isinstance(loss, nn.Module) and [*loss.parameters()] else model   # a temperature may be learnt too
+    optimizer = make_optimizer(recipe, trained.parameters())
+    optimizer.zero_grad(set_to_none=True)
+    state = dict(model=trained, optimizer=optimizer, generator=generator, training=describe(images, loss, views, recipe, compute, seed))
     history = {} if checkpoint is None else load_checkpoint(checkpoint, **state)
     done = good = len(history.get('train_loss', ()))
     encode, loss = over_processes(model, loss, compute, device)
@@ -181,19 +183,19 @@ def fit(
             if (bad := ~losses.isfinite()).any():
                 step = bad.int().argmax().item()
                 stop(epoch*n_steps + step, f"the loss is {losses[step].item()} in epoch {epoch+1}, step {step+1} of {n_steps}")
-            if broken := not_finite(model.state_dict()): stop(epoch*n_steps + step, f"after epoch {epoch+1} {len(broken)} tensors of the model are not finite, the first is {broken[0]}")
+            if broken := not_finite(trained.state_dict()): stop(epoch*n_steps + step, f"after epoch {epoch+1} {len(broken)} tensors of the model are not finite, the first is {broken[0]}")
             seconds = time.perf_counter() - started
             row = dict(train_loss=losses.mean().item(), seconds=seconds, views_per_second=2*B*n_steps/seconds)
             if on_epoch is not None and rank==0: row |= on_epoch(model)
             if size>1: dist.broadcast_object_list(rows := [row]); row = rows[0]
-            for name, value in row.items(): history.setdefault(name, []).append(value)
+            for name, value in plain(row).items(): history.setdefault(name, []).append(value)
             if checkpoint is not None and ((epoch+1)%every==0 or epoch+1==recipe.n_epochs):
                 if rank==0: save_checkpoint(checkpoint, **state, history=history, keep=keep)
                 good = epoch+1
             bar.set_postfix(loss=f"{row['train_loss']:.4f}")
     return history
 
-# %% ../nbs/09_train.ipynb #38448eb5
+# %% ../nbs/09_train.ipynb #f101fa8d
 def backward(
     encode:Callable, # images -> (h, z)
     loss:Callable,   # (z1, z2) -> scalar
@@ -223,7 +225,11 @@ def over_processes(model:nn.Module, loss:Callable, compute:Compute, device:torch
 def describe(images:Tensor, loss:Callable, views:Callable, recipe:Recipe, compute:Compute, seed:int)->dict:
     "What a training is, as plain values: whatever makes its numbers what they are, but for the model."
     def name(f): return repr(f) if is_dataclass(f) else getattr(f, 'label', getattr(f, '__qualname__', type(f).__name__))
-    return asdict(recipe) | asdict(compute) | dict(loss=name(loss), views=name(views), seed=seed, processes=rank_and_size()[1], device=images.device.type, images=list(images.shape), pixels=images.sum(dtype=torch.int64).item())
+    return plain(asdict(recipe) | asdict(compute)) | dict(loss=name(loss), views=name(views), seed=seed, processes=rank_and_size()[1], device=images.device.type, images=list(images.shape), pixels=images.sum(dtype=torch.int64).item())
+
+def plain(values:dict)->dict:
+    "The values with NumPy's scalars and tensors of one element as Python's numbers, which is what a checkpoint may hold."
+    return {k: v.item() if hasattr(v, 'item') else v for k, v in values.items()}
 
 def seed_global(device:torch.device, seed:int)->None:
     "Seed the global generators of the CPU and of `device`, and no others."

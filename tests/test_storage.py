@@ -450,6 +450,7 @@ RESUMED = dict(   # what is different -> what is said; the rate of learning is a
     no_history=({}, dict(history=None), 'history missing'),
     no_optimizer=({}, dict(optimizer=None), 'optimizer missing'),
     no_generator=({}, dict(generator=None), 'generator missing'),
+    list_of_weights=({}, dict(model=[]), 'model must be a dictionary'),
     no_groups=({}, dict(optimizer=dict(param_groups=[])), 'optimiser and generator of .* must fit this training'))
 
 
@@ -461,7 +462,7 @@ def test_a_training_goes_on_as_it_began_or_not_at_all(tmp_path, case):
     state = read_checkpoint(path)
     for key, value in was.items():
         if value is None: del state[key]
-        else: state[key] = state[key] | value
+        else: state[key] = state[key] | value if value else value
     torch.save(state, path)
     before = path.read_bytes()
     with pytest.raises(ValueError, match=says): trained(path, **now)

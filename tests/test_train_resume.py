@@ -4,8 +4,15 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 import torch
+
+from contrastive_nb.encoders import make_encoder
+from contrastive_nb.losses import DHEL, NTXent
+from contrastive_nb.optim import Recipe
+from contrastive_nb.train import fit
+from contrastive_nb.views import VIEWS
 
 WORKER = textwrap.dedent('''
     import os, signal, sys, torch
@@ -116,3 +123,52 @@ def test_a_damaged_newest_checkpoint(script, whole, tmp_path):
     again = run(script, folder, 'never', '0', 'sgd', keep=2)
     assert again.returncode==0 and 'going on from checkpoint.1.pt, after epoch 2' in again.stderr, again.stderr[-3000:]
     assert end(folder)['train_loss']==whole('sgd')['train_loss'] and all(torch.equal(v, end(folder)['model'][k]) for k, v in whole('sgd')['model'].items())
+
+
+class Killed(Exception): pass
+
+
+def here(path, loss, until=None, **recipe):
+    "Four epochs in this process, or fewer; history, temperature and weights."
+    images = torch.randint(256, (32, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    model, seen = make_encoder('small', channels=1, projector=(8,)), []
+    def measure(_):
+        seen.append(1)
+        if len(seen)==until: raise Killed
+        return dict(double=np.float64(2*len(seen)), single=np.float32(.5))
+    history = fit(model, images, loss, VIEWS['digits'], Recipe(**dict(n_epochs=4, batch_size=16, lr=np.float64(.3)) | recipe), generator=torch.Generator().manual_seed(0), on_epoch=measure, checkpoint=path, progress=False)
+    return history['train_loss'], [v.detach().clone() for v in (*loss.parameters(), *model.parameters())]
+
+
+def test_a_learnt_temperature_goes_on_where_it_was(tmp_path):
+    def learning(): return NTXent(temperature=.3, learn_temperature=True)
+    whole = here(tmp_path/'whole.pt', learning())
+    with pytest.raises(Killed): here(tmp_path/'again.pt', learning(), until=3)
+    again = here(tmp_path/'again.pt', learning())
+    assert again[0]==whole[0] and all(torch.equal(a, b) for a, b in zip(again[1], whole[1]))
+    assert whole[1][0]!=torch.tensor(.3).log() and learning().label=='ntxent(temperature=0.3, learn_temperature=True)'
+    with pytest.raises(ValueError, match='belongs to another training: loss was'): here(tmp_path/'again.pt', NTXent(temperature=.3))
+
+
+def test_gradients_from_before_have_no_part_in_a_training(tmp_path, monkeypatch):
+    whole, make = here(None, DHEL(temperature=.3))[0], make_encoder
+    def used(*args, **kwargs):
+        model = make(*args, **kwargs)
+        for p in model.parameters(): p.grad = torch.ones_like(p)
+        return model
+    monkeypatch.setitem(globals(), 'make_encoder', used)
+    assert here(None, DHEL(temperature=.3))[0]==whole
+
+
+@pytest.mark.parametrize('optimizer', ['sgd', 'adamw', 'lars'])
+@pytest.mark.parametrize('buffer', [torch.zeros(1, 1, 1), torch.tensor(0.), None], ids=['shape', 'number', 'nan'])
+def test_an_optimiser_that_does_not_fit_is_refused(tmp_path, optimizer, buffer):
+    path = tmp_path/'checkpoint.pt'
+    with pytest.raises(Killed): here(path, DHEL(temperature=.3), until=2, optimizer=optimizer, lr=.01)
+    state = torch.load(path, weights_only=True)
+    own = state['optimizer']['state'][0]
+    name = next(n for n in own if n!='step')
+    own[name] = own[name]*torch.nan if buffer is None else buffer
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=f'optimiser and generator of .* must fit this training, got ValueError: {name}'): here(path, DHEL(temperature=.3), optimizer=optimizer, lr=.01)
