@@ -26,7 +26,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .record import atomic
 
-# %% ../nbs/17_analysis.ipynb #a6834fa4
+# %% ../nbs/17_analysis.ipynb #93328c2e
 def final(
     ds:xr.Dataset,
     name:str,           # a variable
@@ -50,12 +50,14 @@ def summary(
     columns = {}
     for name in names:
         x = final(ds, name)
-        if 'seed' not in x.dims: x = x.expand_dims('seed')
-        settings = [d for d in x.dims if d!='seed' and x.sizes[d]>1]
-        frame = x.squeeze(drop=True).to_series() if not settings and x.sizes['seed']==1 else x.transpose('seed', *settings, ...).squeeze([d for d in x.dims if d not in (*settings, 'seed')], drop=True).to_series().dropna()
-        grouped = frame.groupby(settings, sort=False) if settings else None
-        for stat, value in (dict(mean=grouped.mean(), std=grouped.std(), n=grouped.count()) if settings else
-                            dict(mean=pd.Series([frame.mean()]), std=pd.Series([frame.std()]), n=pd.Series([frame.count()]))).items(): columns[name, stat] = value
+        axes = [*(d for d in x.dims if d not in ('seed', 'run')), *(c for c in x.coords if c!='run' and x[c].dims==('run',) and c!='seed')]   # a flat dataset has all labels along `run`
+        if 'seed' not in x.coords: x = x.expand_dims('seed')
+        frame, settings = x.transpose(*(d for d in ('seed', 'run') if d in x.dims), ...).to_dataframe(name='value').reset_index(), []
+        for axis in axes:   # those that tell runs apart which the ones before don't
+            if frame.groupby([*settings, axis], dropna=False).ngroups > (frame.groupby(settings, dropna=False).ngroups if settings else 1): settings.append(axis)
+        frame = frame.dropna(subset='value')
+        value = frame.groupby(settings, sort=False, dropna=False).value if settings else frame.value
+        for stat, found in dict(mean=value.mean(), std=value.std(), n=value.count()).items(): columns[name, stat] = found if settings else pd.Series([found])
     return pd.DataFrame(columns)
 
 def readable(
@@ -275,7 +277,7 @@ def curves(
     plt.close(grid.figure)
     return grid.figure
 
-# %% ../nbs/17_analysis.ipynb #064acf5b
+# %% ../nbs/17_analysis.ipynb #071372a1
 FIGURES = (   # heading, what it shows, how to draw it; drawn where the dataset has the variable
     ('Accuracy of a linear probe', 'probe_accuracy', lambda ds: against(ds, 'probe_accuracy')),
     ('Accuracy of nearest neighbours', 'knn_accuracy', lambda ds: against(ds, 'knn_accuracy')),
@@ -355,7 +357,7 @@ def report(
         axes=[(d.replace('_', ' '), ', '.join(map(str, ds[d].values.tolist()))) for d in json.loads(attrs.get('axes', '[]')) if d in ds.dims],
         theorems=found.to_dict('records'), verdicts=judge(ds, claims).to_dict('records'), header=list(table.columns), rows=table.values.tolist(), seeds=seeds,
         figures=[dict(heading=heading, data=_svg(fig := draw(ds), heading), wide=len(fig.axes)>1, alt=f'{heading}, by batch size and objective; the values stand in the table above')
-                 for heading, name, draw in FIGURES if name in ds and {'objective', 'batch_size'} <= set(ds[name].dims)],
+                 for heading, name, draw in FIGURES if name in ds and {'objective', 'batch_size'} <= set(ds[name].dims) and ds[name].fillna(0).any()],   # something to draw
         variables=[] if names else [(n, v.attrs.get('long_name', ''), v.attrs.get('units', ''), ', '.join(f'{d} {v.sizes[d]}' for d in v.dims)) for n, v in ds.data_vars.items() if 'claim' not in v.dims],
         protocol=[*((k, ', '.join(f'{a} {b}' for a, b in v.items()) if isinstance(v, dict) else v) for k, v in json.loads(attrs.get('protocol', '{}')).items()), *constants],
         provenance=[(k, v) for k, v in attrs.items() if k not in known])

@@ -32,7 +32,7 @@ class _Group(click.Group):
 def main():
     """Run experiment notebooks, sweep them over grids, and turn what they measured into one dataset and a report."""
 
-# %% ../nbs/18_cli.ipynb #7a05b85a
+# %% ../nbs/18_cli.ipynb #5a1aab81
 _params = click.option('-p', '--parameter', 'parameters', nargs=2, multiple=True, metavar='NAME VALUE',
                        help='Set a parameter of the notebook; repeat for more. NAME.KEY sets one entry of a dict.')
 _timeout = click.option('--timeout', type=click.FloatRange(min=0, min_open=True), help='Seconds that a run may take; then it is killed with all it started.')
@@ -167,7 +167,9 @@ def report(results, out, title):
     try: ds = xr.load_dataset(results, engine='netcdf4')
     except (OSError, ValueError) as error: raise ValueError(f"{results} is no readable netCDF dataset: {error}") from None
     if names := tabled(ds): click.echo(readable(summary(ds, names)).to_string())
-    for row in theorems(ds).to_dict('records'): click.echo(f"{row['verdict']:>13}: {row['claim']}: {row['measured']} (allowed {row['allowed']}; {row['kind']}, in {row['holds in']} runs)")
+    for row in theorems(ds).to_dict('records'):
+        often = f", in {row['holds in']} runs" if 'holds in' in row else ''   # of several
+        click.echo(f"{row['verdict']:>13}: {row['claim']}: {row['measured']} (allowed {row['allowed']}; {row['kind']}{often})")
     for row in judge(ds).to_dict('records'): click.echo(f"{row['verdict']:>13}: {row['quantity']} {row['claim']} ({row['mean difference']}; {row['agree']})")
     click.echo(f"report: {report(ds, out or results.with_suffix('.html'), title)}")
 
