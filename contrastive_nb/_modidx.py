@@ -685,5 +685,6 @@ d = { 'settings': { 'branch': 'main',
                                       'contrastive_nb.views.recolour': ('views.html#recolour', 'contrastive_nb/views.py'),
                                       'contrastive_nb.views.shift_hue': ('views.html#shift_hue', 'contrastive_nb/views.py'),
                                       'contrastive_nb.views.split_weights': ('views.html#split_weights', 'contrastive_nb/views.py'),
+                                      'contrastive_nb.views.spread': ('views.html#spread', 'contrastive_nb/views.py'),
                                       'contrastive_nb.views.uniform': ('views.html#uniform', 'contrastive_nb/views.py'),
                                       'contrastive_nb.views.unit': ('views.html#unit', 'contrastive_nb/views.py')}}}

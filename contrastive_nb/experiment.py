@@ -7,7 +7,7 @@ __all__ = ['VARIABLES', 'AXES', 'Parameters', 'Config', 'Data', 'prepare', 'shuf
            'pretrain', 'features', 'probe', 'as_dataset', 'device_name', 'run_folder', 'save_run', 'run_pretrain',
            'Verdict', 'near', 'theory_dataset', 'minimise']
 
-# %% ../nbs/12_experiment.ipynb #4a3b6bfa
+# %% ../nbs/12_experiment.ipynb #466c1b7d
 import hashlib
 import json
 import math
@@ -68,7 +68,7 @@ def _in_a_line(cls, error:dict)->str:
     text = error['msg'].removeprefix('Value error, ').removeprefix('Input should be ')
     return f"{cls.__name__}: {name} must be {text}, got {error['input']!r}" if name else text
 
-# %% ../nbs/12_experiment.ipynb #8f55f377
+# %% ../nbs/12_experiment.ipynb #e8592fe0
 class Config(Parameters):
     "All parameters of a pre-training run."
     loss:str = 'ntxent'                                  # one of `LOSSES`
@@ -97,7 +97,7 @@ class Config(Parameters):
     checkpoint_every:int = Field(1, ge=1)                # epochs
     keep_checkpoints:int = Field(1, ge=1)                # at most; a training goes on from the newest that is whole
     keep_encoder:bool = False                            # write the weights beside the result
-    seed:int = Field(0, ge=0)
+    seed:int = Field(0, ge=0, lt=2**62)
     n_measured:int = Field(512, ge=2)                    # test images on which the geometry is followed
     knn_k:int = Field(20, ge=1)
     knn_temperature:float = Field(.07, gt=0)
@@ -108,6 +108,8 @@ class Config(Parameters):
             if name not in known and not (kind=='encoder' and name.startswith('timm:')): raise ValueError(f"unknown {kind} {name!r}, known: {', '.join(known)}")
         if self.stem not in ('cifar', 'imagenet'): raise ValueError(f"stem must be 'cifar' or 'imagenet', got {self.stem!r}")
         if self.evaluate_on not in ('test', 'validation'): raise ValueError(f"evaluate_on must be 'test' or 'validation', got {self.evaluate_on!r}")
+        if not (1<=len(self.projector)<=3 and min(self.projector)>=2): raise ValueError(f"projector must be the sizes of one to three layers, each 2 or more, got {self.projector}")
+        if self.n_parts>1 and self.batch_size%self.n_parts: raise ValueError(f"batch_size must divide into n_parts={self.n_parts}, got {self.batch_size}")
         self.objective, self.recipe, self.compute   # each refuses what it can't use
 
     @property
@@ -131,7 +133,7 @@ class Config(Parameters):
         if device.type=='cuda' and not torch.cuda.is_available(): raise ValueError(f"device is {self.device!r}, but this machine has no GPU that PyTorch can use")
         return device
 
-# %% ../nbs/12_experiment.ipynb #8547b48e
+# %% ../nbs/12_experiment.ipynb #f3f0e5b1
 @dataclass(frozen=True)
 class Data:
     "Training and test images on the device."
@@ -154,6 +156,7 @@ def prepare(
         data = Data(data.train[shuffled(data.train)[:config.n_train]], data.test)
     if config.batch_size>len(data.train): raise ValueError(f"a batch of {config.batch_size} is larger than the dataset {config.dataset} with its {len(data.train)} training images")
     if len(data.test)<2: raise ValueError(f"the dataset {config.dataset} needs at least 2 test images, got {len(data.test)}")
+    if unseen := sorted(set(data.test.y.tolist()) - set(data.train.y.tolist())): raise ValueError(f"{len(data.train)} training images of {config.dataset} hold none of the test classes {unseen}, which a probe needs; use more")
     VIEWS[config.views].plain(data.train.x[:1])   # channels must suit
     return data
 
@@ -311,7 +314,7 @@ def run_pretrain(
     save_run(ds, folder, 'pretrain', config, started)
     return ds
 
-# %% ../nbs/12_experiment.ipynb #0bca0728
+# %% ../nbs/12_experiment.ipynb #410135f8
 class Verdict(NamedTuple):
     "A claim, the number that was measured for it, and the interval that the claim allows."
     claim:str

@@ -30,7 +30,7 @@ def sqdist(
     "Squared chord length of pairs with inner product `cos`."
     return (q - 2*cos).clamp_min(0)
 
-# %% ../nbs/00_sphere.ipynb #619c300b
+# %% ../nbs/00_sphere.ipynb #486ff84f
 def _log_cosine_constant(D:int)->float:
     "Log of the density's constant $C_D = \\Gamma(D/2)/(\\sqrt\\pi\\,\\Gamma((D-1)/2))$."
     if D<2: raise ValueError(f"the law of a cosine needs dimension D >= 2, got {D}")
@@ -52,7 +52,9 @@ def cosine_cdf(
     import numpy as np
     from scipy.special import betainc
     _log_cosine_constant(D)
-    return betainc((D-1)/2, (D-1)/2, (1 + np.asarray(c, float))/2)
+    c = np.asarray(c, float)
+    tail = betainc((D-1)/2, (D-1)/2, (1 - abs(c))/2)   # of the nearer end: 1+c would lose digits close to 1
+    return np.where(c>0, 1 - tail, tail)[()]
 
 def cosine_quantile(
     p,       # probabilities in [0, 1], array

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VIEWS', 'uniform', 'draw_flags', 'central_crop', 'draw_crops', 'interpolation', 'both_axes', 'crop_flip',
            'draw_jitter', 'grey', 'mix', 'mix_weights', 'shift_hue', 'jitter', 'split_weights', 'recolour', 'blur',
-           'normalise', 'unit', 'plain', 'Draws', 'SimCLR']
+           'spread', 'normalise', 'unit', 'plain', 'Draws', 'SimCLR']
 
 # %% ../nbs/06_views.ipynb #bed4a4f2
 import math
@@ -261,19 +261,24 @@ def blur(
         return torch.einsum('bk,ikj->bij', weight, hits)
     with torch.autocast(x.device.type, enabled=False): return both_axes(band(x.shape[2]), x, band(x.shape[3]))
 
-# %% ../nbs/06_views.ipynb #09c18fbd
+# %% ../nbs/06_views.ipynb #83ea0c9d
+def spread(
+    channels:int,            # of the images
+    *values:tuple[float, ...], # each one number for each channel, or one for all
+)->list[tuple[float, ...]]:  # each one number for each channel
+    "The values for images of so many channels."
+    if not {len(v) for v in values}<={1, channels}:
+        raise ValueError(f"normalise: mean and std need 1 or {channels} numbers for images of {channels} channels, got {' and '.join(str(len(v)) for v in values)}; remedy: views for such images, by name 'grey' or 'digits' for one channel, 'cifar' for three")
+    return [v*(channels//len(v)) for v in values]
+
 def normalise(
     x:Tensor,               # (B, C, H, W) 0-1
     mean:tuple[float, ...], # one number for each channel, or one for all
     std:tuple[float, ...],  # likewise, > 0
 )->Tensor:                  # (B, C, H, W)
     "`(x-mean)/std`, channel by channel."
-    channels = x.shape[1]
-    if not {len(mean), len(std)}<={1, channels}:
-        raise ValueError(f"normalise: mean and std need 1 or {channels} numbers for images of {channels} channels, got {len(mean)} and {len(std)}; remedy: views for such images, by name 'grey' or 'digits' for one channel, 'cifar' for three")
     if len(mean)==len(std)==1: return (x-mean[0])/std[0]
-    spread = [v*(channels//len(v)) for v in (mean, std)]
-    return torch.stack([(x[:, c]-m)/s for c, (m, s) in enumerate(zip(*spread))], 1)   # plain numbers: nothing to copy to a GPU
+    return torch.stack([(x[:, c]-m)/s for c, (m, s) in enumerate(zip(*spread(x.shape[1], mean, std)))], 1)   # plain numbers: nothing to copy to a GPU
 
 def unit(
     x:Tensor, # (B, C, H, W) uint8
@@ -300,7 +305,7 @@ def _whole(n, h, w, device):
     crop[:, 2], crop[:, 3] = h, w
     return crop
 
-# %% ../nbs/06_views.ipynb #32e205ed
+# %% ../nbs/06_views.ipynb #47389db3
 class Draws(NamedTuple):
     "The random parameters of a batch of views, None for what the recipe leaves out."
     crops:Tensor|None=None   # (B, 4)
@@ -370,7 +375,7 @@ class SimCLR:
         dtype = getattr(torch, self.dtype)
         if self.compile and c==3 and draws.factors is not None and draws.sigma is None:
             pale = torch.zeros(n, dtype=torch.bool, device=x.device) if draws.grey is None else draws.grey
-            return recolour(x, draws.factors, draws.order, pale, *(v*(3//len(v)) for v in (self.mean, self.std)), dtype=dtype)
+            return recolour(x, draws.factors, draws.order, pale, *spread(3, self.mean, self.std), dtype=dtype)
         if draws.factors is not None: x = jitter(x, draws.factors, draws.order)
         if draws.grey is not None and c==3: x = torch.lerp(x, grey(x), draws.grey[:, None, None, None].float())
         if draws.sigma is not None: x = blur(x, draws.sigma, width=max(3, min(size)//20*2 + 1))   # a tenth of the image
@@ -390,7 +395,7 @@ class SimCLR:
         "The images without randomness, for evaluation."
         return plain(x, self.mean, self.std, size=self.size)
 
-def _number(v, low, high)->bool: return isinstance(v, (int, float)) and not isinstance(v, bool) and low<=v<=high
+def _number(v, low, high)->bool: return isinstance(v, (int, float)) and not isinstance(v, bool) and low<=v<=high and math.isfinite(v)
 def _numbers(vs, low, high)->bool: return isinstance(vs, tuple) and len(vs)>0 and all(_number(v, low, high) for v in vs)
 def _rising(vs, most)->bool: return _numbers(vs, 0, most) and len(vs)==2 and 0<vs[0]<=vs[1]<math.inf
 

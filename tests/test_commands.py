@@ -61,7 +61,8 @@ BAD_VALUES = [
     (dict(batch_size=2000), 'a batch of 2000 is larger than the dataset digits with its 1437 training images'),
     (dict(loss_params=dict(temperature=0)), 'temperature must be a number > 0, got 0'), (dict(loss_params=dict(temperature=math.nan)), 'temperature must be a number > 0, got nan'),
     (dict(loss_params=dict(temperature='hot')), "temperature must be a number > 0, got 'hot'"), (dict(loss_params=dict(tau=.1)), "unknown parameter 'tau'"),
-    (dict(dataset='folder:no/such/folder'), 'no/such/folder'), (dict(views='moco'), "unknown views 'moco'"), (dict(device='tpu'), "device must be 'auto', 'cpu' or 'cuda'"),
+    (dict(dataset='folder:no/such/folder'), 'no/such/folder'), (dict(views='moco'), "unknown views 'moco'"), (dict(projector=[]), 'projector must be the sizes of one to three layers, each 2 or more, got []'), (dict(projector=[64, 1]), 'got [64, 1]'),
+    (dict(n_parts=3), 'batch_size must divide into n_parts=3, got 64'), (dict(seed=2**64), 'seed must be less than'), (dict(n_train=4, batch_size=2), 'hold none of the test classes'), (dict(device='tpu'), "device must be 'auto', 'cpu' or 'cuda'"),
 ]
 
 

@@ -288,3 +288,8 @@ def test_a_gpu_agrees(N):
              *(lambda z, v, labels, f=f: f(z, labels) for f in (metrics.cdnv, metrics.directional_cdnv, metrics.ncc_accuracy)), lambda z, v, labels: list(metrics.neural_collapse(z, labels)),
              *(lambda z, v, labels, f=f: f(z[:-50], labels[:-50], z[-50:], labels[-50:]).accuracy for f in PROBES.values())]
     for f in calls: assert_close(torch.as_tensor(f(*gpu)).cpu().double(), torch.as_tensor(f(z, v, labels)).double(), atol=1e-6, rtol=1e-5)
+
+
+def test_wasserstein_of_points_that_all_but_coincide():
+    angle = 1e-6*torch.randn(2048, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert 1 - 1e-11 < metrics.wasserstein_uniformity(torch.stack([angle.cos(), angle.sin()], 1)) <= 1

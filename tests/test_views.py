@@ -70,6 +70,12 @@ def test_pieces_that_are_compiled_equal_the_steps():
     assert_close(pieces, whole, atol=1e-2, rtol=0)   # bytes and fractions of 255 differ by rounding
 
 
+@pytest.mark.parametrize('compile', [False, True])
+@pytest.mark.parametrize('wrong', [dict(mean=(.5, .5)), dict(std=(.5,)*4)], ids=str)
+def test_numbers_for_other_channels_are_refused(compile, wrong):
+    with pytest.raises(ValueError, match='mean and std need 1 or 3 numbers for images of 3 channels'): SimCLR(compile=compile, jitter_p=1., **wrong)(some(), torch.Generator().manual_seed(0))
+
+
 @pytest.mark.slow
 def test_compiled_equals_eager():
     views, x = VIEWS['cifar'], some()
