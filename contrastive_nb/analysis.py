@@ -277,7 +277,7 @@ def curves(
     plt.close(grid.figure)
     return grid.figure
 
-# %% ../nbs/17_analysis.ipynb #071372a1
+# %% ../nbs/17_analysis.ipynb #97f55637
 FIGURES = (   # heading, what it shows, how to draw it; drawn where the dataset has the variable
     ('Accuracy of a linear probe', 'probe_accuracy', lambda ds: against(ds, 'probe_accuracy')),
     ('Accuracy of nearest neighbours', 'knn_accuracy', lambda ds: against(ds, 'knn_accuracy')),
@@ -318,7 +318,7 @@ and "does not show" if half or fewer do. "measured" gives the lowest and highest
 {% for row in rows %}<tr>{% for v in row %}<td>{{ v }}</td>{% endfor %}</tr>{% endfor %}</table></div>
 <p class="small">Mean ± standard deviation over seeds{{ seeds }}, at the end of training. Losses have short names here and in the figures; all their parameters stand at the top.</p>{% endif %}
 {% if figures %}<h2>Figures</h2><div class="figures">{% for f in figures %}<figure{% if f.wide %} class="wide"{% endif %}><figcaption><strong>{{ f.heading }}</strong></figcaption><img alt="{{ f.alt }}" src="data:image/svg+xml;base64,{{ f.data }}"></figure>{% endfor %}</div>
-<p class="small">Lines are means over seeds; bands reach from the lowest to the highest seed.</p>{% endif %}
+<p class="small">Lines are means over {{ pooled }}; bands reach from the lowest to the highest value.</p>{% endif %}
 {% if variables %}<h2>What the dataset holds</h2><div class="scroll"><table><tr><th>variable</th><th>meaning</th><th>units</th><th>along</th></tr>
 {% for row in variables %}<tr>{% for v in row %}<td class="wrap">{{ v }}</td>{% endfor %}</tr>{% endfor %}</table></div>{% endif %}
 <h2>Protocol</h2><div class="scroll"><table>{% for k, v in protocol %}<tr><th>{{ k }}</th><td class="wrap">{{ v }}</td></tr>{% endfor %}</table></div>
@@ -355,6 +355,7 @@ def report(
         title=title or f"{attrs.get('experiment', 'Sweep')}: {attrs.get('n_runs', '')} runs on {ds.coords['dataset'].values.reshape(-1)[0] if 'dataset' in ds.coords else 'their data'}",
         question=attrs.get('question', ''), n_runs=attrs.get('n_runs', '?'), absent=json.loads(attrs.get('absent', '{}')),
         axes=[(d.replace('_', ' '), ', '.join(map(str, ds[d].values.tolist()))) for d in json.loads(attrs.get('axes', '[]')) if d in ds.dims],
+        pooled=' and '.join(['seeds', *(d.replace('_', ' ') for d in json.loads(attrs.get('axes', '[]')) if d not in ('objective', 'batch_size', 'seed') and ds.sizes.get(d, 1)>1)]),
         theorems=found.to_dict('records'), verdicts=judge(ds, claims).to_dict('records'), header=list(table.columns), rows=table.values.tolist(), seeds=seeds,
         figures=[dict(heading=heading, data=_svg(fig := draw(ds), heading), wide=len(fig.axes)>1, alt=f'{heading}, by batch size and objective; the values stand in the table above')
                  for heading, name, draw in FIGURES if name in ds and {'objective', 'batch_size'} <= set(ds[name].dims) and ds[name].fillna(0).any()],   # something to draw

@@ -32,7 +32,7 @@ class _Group(click.Group):
 def main():
     """Run experiment notebooks, sweep them over grids, and turn what they measured into one dataset and a report."""
 
-# %% ../nbs/18_cli.ipynb #5a1aab81
+# %% ../nbs/18_cli.ipynb #34b139cf
 _params = click.option('-p', '--parameter', 'parameters', nargs=2, multiple=True, metavar='NAME VALUE',
                        help='Set a parameter of the notebook; repeat for more. NAME.KEY sets one entry of a dict.')
 _timeout = click.option('--timeout', type=click.FloatRange(min=0, min_open=True), help='Seconds that a run may take; then it is killed with all it started.')
@@ -135,6 +135,7 @@ def collect(folders, out, flat, earlier):
     save_dataset(ds, out)
     sizes = ', '.join(f'{d} {n}' for d, n in ds.sizes.items())
     click.echo(f"{ds.attrs['n_runs']} runs in {out} ({sizes})" + (f"; {ds.attrs['n_absent']} absent" if ds.attrs['n_absent'] else ''))
+    for name, why in list(json.loads(ds.attrs['absent']).items())[:5]: click.echo(f"absent: {name}: {why}"[:300])
     for name, values in json.loads(ds.attrs.get('differing', '{}')).items(): click.echo(f"note: the runs differ in {name}: {', '.join(values)}"[:400])
 
 @main.command()
@@ -163,9 +164,10 @@ def report(results, out, title):
     """Print the table of a collected dataset and write a self-contained HTML page with figures and verdicts."""
     import xarray as xr
     from contrastive_nb.analysis import judge, readable, report, summary, tabled, theorems
-    if not results.is_file(): raise FileNotFoundError(f"there is no dataset {results}")
-    try: ds = xr.load_dataset(results, engine='netcdf4')
-    except (OSError, ValueError) as error: raise ValueError(f"{results} is no readable netCDF dataset: {error}") from None
+    if not results.exists(): raise FileNotFoundError(f"there is no dataset {results}")
+    if (out or results.with_suffix('.html')).resolve()==results.resolve(): raise ValueError(f"the page would replace the dataset {results}; give it another name")
+    try: ds = xr.open_zarr(results, consolidated=False).load() if results.suffix=='.zarr' else xr.load_dataset(results, engine='netcdf4')
+    except (OSError, ValueError) as error: raise ValueError(f"{results} is no readable dataset: {error}") from None
     if names := tabled(ds): click.echo(readable(summary(ds, names)).to_string())
     for row in theorems(ds).to_dict('records'):
         often = f", in {row['holds in']} runs" if 'holds in' in row else ''   # of several

@@ -83,7 +83,7 @@ def as_declared(
     if p.type is not object and type(value) is not p.type: raise ValueError(f"parameter {p.name} must be {p.type.__name__}, got {got}")
     return value
 
-# %% ../nbs/13_grids.ipynb #a8f3352f
+# %% ../nbs/13_grids.ipynb #f5aff373
 def resolve(
     parameters:dict[str, Parameter],   # what the notebook declares
     values:dict,                       # name, or name.key for one entry of a dict -> value
@@ -92,7 +92,7 @@ def resolve(
     "All parameters of a run: the defaults with `values` over them, each of its declared type."
     import difflib
     resolved = {p.name: p.default for p in parameters.values() if p.name!=RUNNER}
-    for name, value in values.items():
+    for name, value in sorted(values.items(), key=lambda item: '.' in str(item[0])):   # whole dicts first, then their entries
         base, _, key = str(name).partition('.')
         if base not in resolved:
             near = difflib.get_close_matches(base, resolved, 1)
@@ -103,7 +103,7 @@ def resolve(
         resolved[base] = as_declared(parameters[base], value, text)
     return resolved
 
-# %% ../nbs/13_grids.ipynb #b98c2fe6
+# %% ../nbs/13_grids.ipynb #83ed26ea
 def grid(
     spec:dict,              # with any of: product, cases, fixed, exclude
 )->list[dict]:              # one dict of values a point
@@ -119,13 +119,27 @@ def grid(
     product = spec.get('product', {})
     for name, values in product.items():
         if not isinstance(values, list): raise ValueError(f"grid: product.{name} must be a list of values, got {values!r}")
+    named = dict(product=set(product), cases={n for case in spec.get('cases', []) for n in case}, fixed=set(spec.get('fixed', {})))
+    for (a, these), (b, those) in itertools.combinations(named.items(), 2):
+        if both := sorted(these & those): raise ValueError(f"grid: {both[0]} stands in {a} and in {b}, where one would hide the other")
     combos = [dict(zip(product, values)) for values in itertools.product(*product.values())]
     points = [spec.get('fixed', {}) | case | combo for case in spec.get('cases', [{}]) for combo in combos]
-    points = [p for p in points if not any(all(p.get(k)==v for k, v in out.items()) for out in spec.get('exclude', []))]
+    for out in spec.get('exclude', []):
+        left = [p for p in points if not all(_entry(p, k)==v for k, v in out.items())]
+        if len(left)==len(points): raise ValueError(f"grid: exclude {out} matches no point; it must name values as the grid does")
+        points = left
     if not points or not (product or 'cases' in spec): raise ValueError("the grid has no points")
     for text, times in Counter(to_json(plain(p)) for p in points).items():
         if times>1: raise ValueError(f"the grid has the point {text} more than once")
     return points
+
+def _entry(point:dict, name:str):
+    "The point's value of a name, which may be one entry of a dict; something that equals no value where there is none."
+    base, _, key = name.partition('.')
+    inside = point.get(base)
+    return point[name] if name in point else inside[key] if isinstance(inside, dict) and key in inside else _NONE
+
+_NONE = object()
 
 def read_grid(path)->list[dict]:
     "The points of the grid in a YAML file."

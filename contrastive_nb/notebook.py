@@ -25,7 +25,7 @@ from pathlib import Path
 from .process import OUTSIDE, killed_by, tie
 from .record import provenance
 
-# %% ../nbs/notebook.ipynb #d1836bc3
+# %% ../nbs/notebook.ipynb #52a9cb41
 @dataclass(frozen=True)
 class Parameter:
     "A parameter that a notebook declares."
@@ -60,13 +60,17 @@ def declared(
     source = cells[0].source
     comments = {t.start[0]: t.string.lstrip('# ') for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type==tokenize.COMMENT}
     found = {}
-    for node in ast.parse(source).body:
+    try: body = ast.parse(source).body
+    except SyntaxError as error: raise ValueError(f"the parameters cell is no Python: {error.msg} in line {error.lineno}") from None
+    for node in body:
         targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
         try:
             (target,), value = targets, ast.literal_eval(node.value)
             name, annotation = target.id, getattr(node, 'annotation', None)
         except (ValueError, AttributeError): raise ValueError(f"the parameters cell may hold only `name = literal` lines, not {ast.unparse(node)!r}") from None
+        if not isinstance(value, (*TYPES.values(), tuple, type(None))): raise ValueError(f"the parameters cell may hold numbers, text, lists and dicts, not {name} = {value!r}")
         kind = TYPES.get(ast.unparse(annotation)) if annotation else TYPES.get(type(value).__name__)
+        if kind is float and type(value) is int: value = float(value)
         found[name] = Parameter(name, value, kind or object, comments.get(node.end_lineno, ''))
     return found
 
@@ -75,7 +79,7 @@ def code_hash(nb)->str:
     "Hash of the notebook's code cells, outputs and prose left out."
     return hashlib.sha256('\0'.join(c.source for c in nb.cells if c.cell_type=='code').encode()).hexdigest()
 
-# %% ../nbs/notebook.ipynb #59a26dfe
+# %% ../nbs/notebook.ipynb #87f980e3
 def literal(value)->str:
     "Python source of a plain value."
     if isinstance(value, dict): return '{' + ', '.join(f'{k!r}: {literal(v)}' for k, v in value.items()) + '}'
@@ -92,7 +96,7 @@ def inject(
     nb.cells = [c for c in nb.cells if 'injected-parameters' not in c.metadata.get('tags', ())]
     for cell in nb.cells:
         if cell.cell_type=='code': cell.outputs, cell.execution_count = [], None
-    at = next(i for i, c in enumerate(nb.cells) if 'parameters' in c.metadata.get('tags', ()))
+    at = next(i for i, c in enumerate(nb.cells) if c.cell_type=='code' and 'parameters' in c.metadata.get('tags', ()))
     source = '\n'.join(['# Parameters', *(f'{name} = {literal(v)}' for name, v in values.items())])
     nb.cells.insert(at+1, nbformat.from_dict(dict(cell_type='code', id='injected', metadata=dict(tags=['injected-parameters']), source=source, outputs=[], execution_count=None)))
     nb.nbformat, nb.nbformat_minor = 4, 5

@@ -22,11 +22,12 @@ import time
 import traceback
 from dataclasses import dataclass
 
-# %% ../nbs/process.ipynb #2dd36775
+# %% ../nbs/process.ipynb #8363659c
 _lifeline = -1   # in a task: reading it ends when the warm process is gone
 
 def tie():
-    "In a task, once it has forked what it wants to fork: end with the warm process, however that ends."
+    "In a task, once it has forked what it wants to fork: end with the warm process, however that ends. Elsewhere it does nothing."
+    if _lifeline<0: return
     def watch():
         with contextlib.suppress(OSError): os.read(_lifeline, 1)
         os.killpg(0, signal.SIGKILL)
@@ -122,7 +123,7 @@ def _serve(fd:int, modules:list[str], prepare:str='')->None:
                 waiting.unregister(key.fileobj)
                 _kill(key.data)
 
-# %% ../nbs/process.ipynb #8cf75e9b
+# %% ../nbs/process.ipynb #d494ac8b
 @dataclass(frozen=True)
 class Ended:
     "How a task ended."
@@ -212,7 +213,7 @@ def _listen(channel, leash, timeout)->tuple[bytes, bytes|None]:
     with selectors.DefaultSelector() as waiting:
         for s in (channel, leash): waiting.register(s, selectors.EVENT_READ)
         while True:
-            ready = {key.fileobj for key, _ in waiting.select(None if deadline is None else max(0, deadline - time.monotonic()))}
+            ready = {key.fileobj for key, _ in waiting.select(None if deadline is None else min(1e6, max(0, deadline - time.monotonic())))}
             if channel in ready:   # first: what a task has said stands there before its end is told
                 with contextlib.suppress(OSError):
                     if part := channel.recv(1<<20): content += part

@@ -64,7 +64,7 @@ def _umask()->int:
     mask = os.umask(0); os.umask(mask)
     return mask
 
-# %% ../nbs/record.ipynb #e335e381
+# %% ../nbs/record.ipynb #f8a791bc
 def to_json(value, **options)->str:
     "`value` as JSON text with sorted keys; not-a-number and infinity are kept as JavaScript writes them."
     return json.dumps(value, sort_keys=True, ensure_ascii=False, **options)
@@ -75,8 +75,9 @@ def write_json(path, value)->None:
 
 def read_json(path)->dict:
     "What the JSON file at `path` holds; {} if there is none or it is damaged."
-    try: return json.loads(Path(path).read_text(encoding='utf-8'))
+    try: found = json.loads(Path(path).read_text(encoding='utf-8'))
     except (OSError, ValueError): return {}
+    return found if isinstance(found, dict) else {}
 
 # %% ../nbs/record.ipynb #ca3a095e
 def lock(

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['ATTEMPTS', 'run_name', 'is_done', 'stamp', 'as_recorded', 'read_state', 'settled', 'visible_gpus', 'enough_gpus',
-           'own_gpus', 'warm_process', 'stop_warm', 'close_warm', 'run_one']
+           'own_gpus', 'warm_process', 'stop_warm', 'close_warm', 'check_how', 'run_one']
 
-# %% ../nbs/14_runs.ipynb #a4731617
+# %% ../nbs/14_runs.ipynb #655e15dd
 import contextlib
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -178,7 +179,7 @@ def own_gpus(n:int):
     finally:
         for fd in held.values(): os.close(fd)
 
-# %% ../nbs/14_runs.ipynb #84a1ad23
+# %% ../nbs/14_runs.ipynb #1f50cbd3
 ATTEMPTS = 3   # of a run that something outside has ended
 
 _warm, _warm_lock = {}, threading.Lock()
@@ -202,6 +203,11 @@ def close_warm():
     with _warm_lock:
         for key in [k for k in _warm if k[0]==os.getpid()]: _warm.pop(key).close()
 
+def check_how(who:str, timeout:float|None, engine:str)->None:
+    "Refuse an engine that there isn't, and a time limit that is none."
+    if engine not in ENGINES: raise ValueError(f"unknown engine {engine!r}, known: {', '.join(ENGINES)}")
+    if timeout is not None and not 0<timeout<math.inf: raise ValueError(f"{who}: timeout must be a number of seconds > 0, got {timeout!r}")
+
 def run_one(
     notebook,                     # path of the notebook
     values:dict,                  # resolved parameters
@@ -215,7 +221,7 @@ def run_one(
     git:tuple[str, bool]|None=None, # commit and dirty flag of the code; default: looked up beside the notebook
 )->dict:                          # the state in run.json; 'elsewhere' if another process has the run
     "Execute the notebook for one point in a process of its own and record how it ended."
-    if engine not in ENGINES: raise ValueError(f"unknown engine {engine!r}, known: {', '.join(ENGINES)}")
+    check_how('run_one', timeout, engine)
     folder, cwd = Path(folder).absolute(), str(cwd or os.getcwd())
     task = dict(notebook=str(Path(notebook).absolute()), values=values, folder=str(folder), experiment=experiment or Path(notebook).stem, engine=engine, git=git or git_state(Path(notebook).parent))
     modules = imported(read_notebook(notebook)) if engine=='warm' else ()

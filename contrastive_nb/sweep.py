@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['check_points', 'plan', 'Progress', 'dask_executor', 'sweep']
 
-# %% ../nbs/15_sweep.ipynb #c0a7c3f2
+# %% ../nbs/15_sweep.ipynb #6d355e0e
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -19,21 +20,24 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExec
 from pathlib import Path
 
 from .grids import resolve
-from .notebook import ENGINES, RUNNER, code_hash, declared, imported, read_notebook, tagged
+from .notebook import RUNNER, code_hash, declared, imported, read_notebook, tagged
 from .process import cores
-from .record import atomic, git_state, is_locked, read_json, to_json, write_json
-from .runs import ATTEMPTS, close_warm, enough_gpus, is_done, read_state, run_name, run_one, settled, stop_warm, warm_process
+from .record import atomic, git_state, is_locked, lock, read_json, to_json, write_json
+from .runs import ATTEMPTS, check_how, close_warm, enough_gpus, is_done, read_state, run_name, run_one, settled, stop_warm, warm_process
 
-# %% ../nbs/15_sweep.ipynb #76e3b002
+# %% ../nbs/15_sweep.ipynb #ce8fc25b
 def _check(task:dict)->list[str]:
     "In a task of the warm process: what the notebook's check says against the points."
-    nb, errors, namespace = read_notebook(task['notebook']), {}, {'__name__': '__check__'}
+    nb, errors, namespace = read_notebook(task['notebook']), {}, {'__name__': '__check__', 'display': lambda *_, **__: None}
     cells = [c for c in nb.cells if c.cell_type=='code']
     last = max(i for i, c in enumerate(cells) if 'check' in c.metadata.get('tags', ()))
+    def code(source):
+        try: return compile(source, '<cell>', 'exec')
+        except SyntaxError: return compile(re.sub(r'(?m)^(\s*)[%!].*$', r'\1pass', source), '<cell>', 'exec')   # magics are for the notebook that runs
     for values in task['points']:
         try:
             for cell in cells[:last+1]:
-                exec(compile(cell.source, '<cell>', 'exec'), namespace)
+                exec(code(cell.source), namespace)
                 if 'parameters' in cell.metadata.get('tags', ()): namespace |= values
         except Exception as error: errors[f'{error}' if isinstance(error, (ValueError, OSError)) else f'{type(error).__name__}: {error}'] = None
     return [' '.join(e.split())[:1000] for e in errors][:100]
@@ -51,7 +55,7 @@ def check_points(
     if ended.why!='returned': raise RuntimeError(f"checking {path} failed:\n{ended.log[-2000:]}")
     if ended.answer: raise ValueError('; '.join(ended.answer))
 
-# %% ../nbs/15_sweep.ipynb #685485cc
+# %% ../nbs/15_sweep.ipynb #b2eeea12
 def plan(
     notebook,               # path of the notebook
     points:list[dict],      # values of each point
@@ -75,14 +79,17 @@ def _declare(notebook, runs, out, add)->Path:
     kept = out/f'.code-{code_hash(nb)[:8]}'/Path(notebook).name
     try:
         out.mkdir(parents=True, exist_ok=True)
-        before = read_json(out/'sweep.json')
-        names = {folder.name: values for folder, values in runs.items()}
-        if add: names = before.get('runs', {}) | names
-        earlier = {k: v for k, v in (before.get('earlier', {}) | before.get('runs', {})).items() if k not in names}
-        if not kept.is_file() or code_hash(read_notebook(kept))!=code_hash(nb):
-            with atomic(kept) as tmp: shutil.copyfile(notebook, tmp)
-        commit, dirty = git_state(Path(notebook).parent)
-        write_json(out/'sweep.json', dict(notebook=str(kept.relative_to(out)), code=code_hash(nb), commit=commit, dirty=dirty, runs=names, earlier=earlier))
+        while (held := lock(out/'.lock')) is None: time.sleep(.02)   # another process declares its runs
+        try:
+            before = read_json(out/'sweep.json')
+            names = {folder.name: values for folder, values in runs.items()}
+            if add: names = before.get('runs', {}) | names
+            earlier = {k: v for k, v in (before.get('earlier', {}) | before.get('runs', {})).items() if k not in names}
+            if not kept.is_file() or code_hash(read_notebook(kept))!=code_hash(nb):
+                with atomic(kept) as tmp: shutil.copyfile(notebook, tmp)
+            commit, dirty = git_state(Path(notebook).parent)
+            write_json(out/'sweep.json', dict(notebook=str(kept.relative_to(out)), code=code_hash(nb), commit=commit, dirty=dirty, runs=names, earlier=earlier))
+        finally: os.close(held)
     except OSError as error: raise OSError(f"the output folder {out} can't be {'written' if out.is_dir() else 'made'}: {error.strerror}") from None
     return kept
 
@@ -133,13 +140,14 @@ class Progress:
         if self.show and self.kind=='terminal': print('\r' + ' '*self.width + '\r', end='', file=self.stream)
         print(text, file=self.stream, flush=True)
 
-# %% ../nbs/15_sweep.ipynb #fa94a3d0
+# %% ../nbs/15_sweep.ipynb #1e981834
 def dask_executor(
     scheduler:str,           # 'tcp://host:port', or the file that `dask scheduler --scheduler-file` writes
     *, gpus:int=0,           # GPUs of a run, counted as the workers' resource GPU
 )->Executor:
     "The workers of a Dask cluster as an executor; they must see the sweep's folder under the same path."
     from distributed import Client
+    if '://' not in str(scheduler) and not Path(scheduler).is_file(): raise FileNotFoundError(f"there is no scheduler file {scheduler}; an address is written tcp://host:port")
     try: client = Client(scheduler, timeout='10s') if '://' in str(scheduler) else Client(scheduler_file=str(scheduler), timeout='10s')
     except (OSError, ValueError, TimeoutError) as error: raise OSError(f"no Dask scheduler answers at {scheduler}: {' '.join(str(error).split())}") from None
     workers = client.scheduler_info(n_workers=-1)['workers'].values()
@@ -182,8 +190,7 @@ def sweep(
 )->dict[Path, dict]:                 # folder -> state of its run
     "Run every point that is not done yet; states of all runs come back."
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs<1: raise ValueError(f"sweep: jobs must be a whole number >= 1, got {jobs!r}")
-    if engine not in ENGINES: raise ValueError(f"unknown engine {engine!r}, known: {', '.join(ENGINES)}")
-    if timeout is not None and not 0<timeout<math.inf: raise ValueError(f"sweep: timeout must be a number of seconds > 0, got {timeout!r}")
+    check_how('sweep', timeout, engine)
     if not points: raise ValueError("the grid has no points")
     runs = plan(notebook, points, out)
     local = executor is None

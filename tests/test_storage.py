@@ -31,10 +31,11 @@ from contrastive_nb.experiment import Config, prepare
 from contrastive_nb.grids import grid
 from contrastive_nb.images import load_images
 from contrastive_nb.losses import DHEL
+from contrastive_nb.notebook import read_notebook
 from contrastive_nb.optim import Recipe
 from contrastive_nb.record import LAYOUT, lock, read_json, save_dataset, to_json, write_json
 from contrastive_nb.results import MixedCode, collect, other_runs, run_states, verify
-from contrastive_nb.sweep import sweep
+from contrastive_nb.sweep import check_points, sweep
 from contrastive_nb.train import fit
 from contrastive_nb.views import VIEWS
 from toys import ROOT, SAVE, call, command, grid_file, start, states, toy, wait_for
@@ -549,3 +550,49 @@ def test_other_data_under_the_same_name_are_told_apart(tmp_path):
     pictures(folder, 'c', 2, splits=['train', 'test'])
     found['a class more in both splits'] = source()
     assert len(set(found.values()))==len(found), found
+
+
+# several at once, and from elsewhere
+
+def test_runs_that_begin_together_all_belong_to_the_sweep(tmp_path):
+    notebook = toy(tmp_path)
+    together = [start('run', notebook, '-p', 'n', n, '-o', tmp_path/'out') for n in range(4)]
+    for process in together: assert process.wait(120)==0
+    assert len(read_json(tmp_path/'out'/'sweep.json')['runs'])==4
+    assert collect(tmp_path/'out').n.values.tolist()==[0, 1, 2, 3]
+
+
+@pytest.mark.parametrize('engine', ['warm', 'papermill'])
+def test_a_notebook_executed_from_a_script(tmp_path, engine):
+    code = (f"from contrastive_nb.notebook import execute, inject, read_notebook\n"
+            f"print(execute(inject(read_notebook({str(toy(tmp_path))!r}), dict(n=3, out={str(tmp_path)!r})), {str(tmp_path/'done.ipynb')!r}, {engine!r}))")
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+    assert done.returncode==0 and '(None, False)' in done.stdout, done.stderr
+    assert (tmp_path/'done.ipynb').exists() and (tmp_path/'result.nc').exists()
+
+
+def test_a_report_of_a_zarr_dataset(tmp_path):
+    pytest.importorskip('zarr')
+    notebook = toy(tmp_path)
+    assert call('sweep', notebook, '-g', grid_file(tmp_path, product=dict(n=[1, 2])), '-o', tmp_path/'out')[0]==0
+    assert call('collect', tmp_path/'out', '-o', tmp_path/'all.zarr')[0]==0
+    assert call('report', tmp_path/'all.zarr')[0]==0 and (tmp_path/'all.html').exists()
+    code, out, err = call('report', tmp_path/'all.zarr', '-o', tmp_path/'all.zarr')
+    assert code!=0 and 'would replace the dataset' in out + err
+
+
+def test_magics_before_a_check_are_for_the_notebook_that_runs(tmp_path):
+    notebook = read_notebook(path := toy(tmp_path, '%matplotlib inline\ndisplay(n)\nif n>1: raise ValueError("n is at most 1")'))
+    notebook.cells[1].metadata['tags'] = ['check']
+    nbformat.write(notebook, path)
+    check_points(path, [dict(n=1)])
+    with pytest.raises(ValueError, match='n is at most 1'): check_points(path, [dict(n=2)])
+
+
+@pytest.mark.parametrize('content', ['null', '[]', '{"half'])
+def test_a_state_that_is_no_state(tmp_path, content):
+    notebook, grid = toy(tmp_path), grid_file(tmp_path, product=dict(n=[1]))
+    assert call('sweep', notebook, '-g', grid, '-o', tmp_path/'out')[0]==0
+    for path in (tmp_path/'out'/'sweep.json', *(tmp_path/'out').glob('*/run.json')): path.write_text(content)
+    assert call('sweep', notebook, '-g', grid, '-o', tmp_path/'out')[0]==0
+    assert read_json(next((tmp_path/'out').glob('*/run.json')))['state']=='done'

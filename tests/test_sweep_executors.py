@@ -125,6 +125,7 @@ def test_no_scheduler_is_one_line(tmp_path):
     pytest.importorskip('distributed')
     (tmp_path/'none.json').write_text('{"address": "tcp://127.0.0.1:9"}')
     with pytest.raises(OSError, match='no Dask scheduler answers'): dask_executor(str(tmp_path/'none.json'))
+    with pytest.raises(FileNotFoundError, match='no scheduler file localhost:8786; an address is written tcp://host:port'): dask_executor('localhost:8786')
 
 
 # others
