@@ -103,7 +103,7 @@ def resolve(
         resolved[base] = as_declared(parameters[base], value, text)
     return resolved
 
-# %% ../nbs/13_grids.ipynb #83ed26ea
+# %% ../nbs/13_grids.ipynb #799694cc
 def grid(
     spec:dict,              # with any of: product, cases, fixed, exclude
 )->list[dict]:              # one dict of values a point
@@ -121,13 +121,14 @@ def grid(
         if not isinstance(values, list): raise ValueError(f"grid: product.{name} must be a list of values, got {values!r}")
     named = dict(product=set(product), cases={n for case in spec.get('cases', []) for n in case}, fixed=set(spec.get('fixed', {})))
     for (a, these), (b, those) in itertools.combinations(named.items(), 2):
-        if both := sorted(these & those): raise ValueError(f"grid: {both[0]} stands in {a} and in {b}, where one would hide the other")
+        if both := sorted(these & those, key=str): raise ValueError(f"grid: {both[0]} stands in {a} and in {b}, where one would hide the other")
     combos = [dict(zip(product, values)) for values in itertools.product(*product.values())]
-    points = [spec.get('fixed', {}) | case | combo for case in spec.get('cases', [{}]) for combo in combos]
+    points, excluded = [spec.get('fixed', {}) | case | combo for case in spec.get('cases', [{}]) for combo in combos], set()
     for out in spec.get('exclude', []):
-        left = [p for p in points if not all(_entry(p, k)==v for k, v in out.items())]
-        if len(left)==len(points): raise ValueError(f"grid: exclude {out} matches no point; it must name values as the grid does")
-        points = left
+        found = {i for i, p in enumerate(points) if all(_entry(p, str(k))==v for k, v in out.items())}
+        if points and not found: raise ValueError(f"grid: exclude {out} matches no point; it must name values as the grid does")
+        excluded |= found
+    points = [p for i, p in enumerate(points) if i not in excluded]
     if not points or not (product or 'cases' in spec): raise ValueError("the grid has no points")
     for text, times in Counter(to_json(plain(p)) for p in points).items():
         if times>1: raise ValueError(f"the grid has the point {text} more than once")
