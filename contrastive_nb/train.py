@@ -195,7 +195,7 @@ def fit(
             bar.set_postfix(loss=f"{row['train_loss']:.4f}")
     return history
 
-# %% ../nbs/09_train.ipynb #f101fa8d
+# %% ../nbs/09_train.ipynb #7a165cd0
 def backward(
     encode:Callable, # images -> (h, z)
     loss:Callable,   # (z1, z2) -> scalar
@@ -225,7 +225,8 @@ def over_processes(model:nn.Module, loss:Callable, compute:Compute, device:torch
 def describe(images:Tensor, loss:Callable, views:Callable, recipe:Recipe, compute:Compute, seed:int)->dict:
     "What a training is, as plain values: whatever makes its numbers what they are, but for the model."
     def name(f): return repr(f) if is_dataclass(f) else getattr(f, 'label', getattr(f, '__qualname__', type(f).__name__))
-    return plain(asdict(recipe) | asdict(compute)) | dict(loss=name(loss), views=name(views), seed=seed, processes=rank_and_size()[1], device=images.device.type, images=list(images.shape), pixels=images.sum(dtype=torch.int64).item())
+    pixels = (images.flatten(1).sum(1, dtype=torch.int64)*torch.arange(1, len(images)+1, device=images.device)).sum()   # and their order
+    return plain(asdict(recipe) | asdict(compute)) | dict(loss=name(loss), views=name(views), seed=seed, processes=rank_and_size()[1], device=images.device.type, images=list(images.shape), pixels=pixels.item())
 
 def plain(values:dict)->dict:
     "The values with NumPy's scalars and tensors of one element as Python's numbers, which is what a checkpoint may hold."
