@@ -107,7 +107,7 @@ REFUSED = dict(
               (dict(n_pairs=8), 'n_pairs must be less than the smallest batch of 8, got 8'), (dict(n_companies=1), 'n_companies must be'), (dict(lr=0.), 'lr must be')],
     collapse=[(dict(objectives=[]), 'objectives must be'), (dict(objectives=[dict(loss='simclr')]), "objectives: loss must be one of infonce"), (dict(objectives=[dict(loss='kcl', kernel='gaussian', t=[1., -1.])]), 't must be a number > 0, got -1'),
               (dict(objectives=[dict(loss='dhel')]), 'dhel: temperature must be given'), (dict(objectives=[dict(loss='dhel', temperature=[.5, .5])]), 'more than once'), (dict(objectives=['dhel']), 'objectives.0 must be'),
-              (dict(n_epochs=0), 'n_epochs must be'), (dict(batch_size=2000), 'a batch of 2000 is larger'), (dict(n_measured=1), 'n_measured must be'), (dict(projector=[]), 'make_projector: sizes must be')],
+              (dict(n_epochs=0), 'n_epochs must be'), (dict(batch_size=2000), 'a batch of 2000 is larger'), (dict(n_measured=1), 'n_measured must be'), (dict(projector=[]), 'projector must be')],
 )
 
 
