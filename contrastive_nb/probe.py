@@ -170,7 +170,7 @@ def linear_probe(
 
 # %% ../nbs/11_probe.ipynb #0be2375e
 SGD = dict(lee2025=dict(batch_size=256, n_epochs=200, lr=.1, weight_decay=0., decay=False),
-           koromilas2024=dict(batch_size=1024, n_epochs=200, lr=.1, weight_decay=1e-4, decay=True))
+           koromilas2024_cifar100=dict(batch_size=1024, n_epochs=200, lr=.1, weight_decay=1e-4, decay=True))
 
 @torch.no_grad()
 def sgd_probe(

@@ -58,9 +58,9 @@ def test_verdicts_follow_from_intervals(tmp_path):
 def test_another_protocol_is_not_comparable_and_says_why(tmp_path):
     made(tmp_path/'a.nc')
     said, _ = verdicts(tmp_path, line(protocol='lr=0.03;grey=0.2'), line(protocol='grey=0.1'), line('training_seconds', 400, protocol='device=A100'), line('training_seconds', 400, protocol='device=RTX A6000'), line(protocol='scored=best epoch'),
-                       line(loss='dhel', protocol='repulsion=half'))
+                       line(loss='dhel', protocol='repulsion=half'), line(protocol='probe_training=lee2025'), line('training_seconds', 400, protocol='timed=with a kNN evaluation after each epoch'))
     assert said==[('not comparable', 'lr 0.3, not 0.03'), ('not comparable', 'grey 0.2, not 0.1'), ('agrees', ''), ('not comparable', 'device NVIDIA A100-SXM4-80GB, not RTX A6000'), ('not comparable', 'scored last epoch, not best epoch'),
-                  ('not comparable', 'repulsion full, not half')]
+                  ('not comparable', 'repulsion full, not half'), ('not comparable', 'probe_training unknown, not lee2025'), ('not comparable', 'timed training alone, not with a kNN evaluation after each epoch')]
 
 
 @pytest.mark.parametrize('change, why', [(dict(dataset='cifar10-jpeg'), 'dataset cifar10-jpeg, not cifar10'), (dict(n_train=5000), '5000 training images, not all'), (dict(n_epochs=3), 'n_epochs 3, not 4'), (dict(seed=[0]), 'one seed')], ids=['jpeg', 'subset', 'epochs', 'seed'])
@@ -82,6 +82,16 @@ def test_the_nearest_runs_are_taken(tmp_path):
     with xr.open_dataset(tmp_path/'d.nc') as ds: other = ds.load().assign_coords(objective=['ntxent(temperature=0.2)'])
     other.to_netcdf(tmp_path/'d.nc')
     assert verdicts(tmp_path, line(protocol='lr=0.3'), line(protocol='temperature=0.5'))[0]==[('not comparable', 'several parameters of one loss'), ('agrees', '')]
+
+
+def test_a_run_by_another_optimiser_or_probe_is_not_the_published_one(tmp_path):
+    published = [l for l in (NOTEBOOK.parents[2]/'data'/'published.csv').read_text().splitlines() if l.startswith('probe_accuracy,cifar10,resnet18,ntxent,,256,')]
+    same = dict(n_epochs=200, weight_decay=1e-4, n_warmup=10, momentum=.9, optimizer='sgd', schedule='cosine', stem='cifar', projector='512-128', probe_training='lee2025')
+    for k, other in dict(momentum=.5, optimizer='adamw', schedule='constant', projector='64-64', probe_training='lbfgs').items():
+        made(tmp_path/'a.nc', accuracy=.882, **same | {k: other})
+        assert verdicts(tmp_path, *published)[0]==[('not comparable', f'{k} {other}, not {same[k]}')]
+    made(tmp_path/'a.nc', accuracy=.882, **same)
+    assert verdicts(tmp_path, *published)[0]==[('agrees', '')]
 
 
 def test_an_ordering(tmp_path):
