@@ -331,6 +331,7 @@ class Verdict(NamedTuple):
     measured:float
     low:float=-math.inf
     high:float=math.inf
+    proven:bool=True       # a theorem says so; what is only expected, of a random draw or a training, may fail
 
     @property
     def margin(self)->float: return min(self.measured - self.low, self.high - self.measured)
@@ -340,9 +341,10 @@ def near(
     measured:float,
     expected:float,
     tolerance:float,    # >= 0
+    proven:bool=True,
 )->Verdict:
     "The verdict that `measured` is `expected` within `tolerance`."
-    return Verdict(claim, float(measured), expected - tolerance, expected + tolerance)
+    return Verdict(claim, float(measured), expected - tolerance, expected + tolerance, proven)
 
 def theory_dataset(
     config:Parameters,
@@ -352,15 +354,15 @@ def theory_dataset(
     axes=('seed',),         # scalar parameters that tell the runs of a sweep apart
     protocol:str='',        # what was done, in a sentence
 )->xr.Dataset:
-    "Everything measured with names and units, and the verdicts along `claim`; raise a ValueError if one doesn't hold."
-    failed = [v for v in verdicts if not v.margin>=0]   # so that NaN fails too
+    "Everything measured with names and units, and the verdicts along `claim`; raise a ValueError if a proven one doesn't hold."
+    failed = [v for v in verdicts if v.proven and not v.margin>=0]   # so that NaN fails too
     if failed: raise ValueError('does not hold: ' + '; '.join(f'{v.claim} (measured {v.measured:.6g}, allowed {v.low:.6g} to {v.high:.6g})' for v in failed))
     def attrs(long_name, units): return dict(long_name=long_name, units=units)
     numbers = {name: ('claim', [float(getattr(v, name)) for v in verdicts], attrs(text, '1')) for name, text in
                dict(measured='measured', low='least value allowed', high='largest value allowed', margin='distance to the nearer limit').items()}
     ds = xr.Dataset({name: (dims, np.asarray(values), attrs(*about)) for name, (dims, values, *about) in variables.items()} | numbers)
     numbered = {dim: (range(n), f'number of the {dim}', '1') for dim, n in ds.sizes.items() if dim not in coords}
-    ds = ds.assign_coords({dim: (dim, values, attrs(*about)) for dim, (values, *about) in (numbered | coords).items()} | config.scalars | dict(claim=[v.claim for v in verdicts]))
+    ds = ds.assign_coords({dim: (dim, values, attrs(*about)) for dim, (values, *about) in (numbered | coords).items()} | config.scalars | dict(claim=[v.claim for v in verdicts], proven=('claim', [v.proven for v in verdicts])))
     return ds.assign_attrs(axes=to_json(axes), protocol=to_json(dict(theory=protocol) if protocol else {}))
 
 # %% ../nbs/12_experiment.ipynb #4454aa1e

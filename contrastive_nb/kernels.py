@@ -70,7 +70,7 @@ class riesz:
     s:float = -1.  # not 0; for s > 0 a pole at distance zero
     exact = True
     def __post_init__(self):
-        if check_range('riesz', 's', self.s)==0: raise ValueError("riesz: s must not be 0; the limit of s -> 0 is the log kernel")
+        if check_range('riesz', 's', self.s)==0: raise ValueError("riesz: s must not be 0, where the kernel is constant")
     def __call__(self, d2:Tensor)->Tensor:
         if not torch.is_grad_enabled(): return -d2**(-self.s/2) if self.s<0 else d2**(-self.s/2)   # nobody divides by zero
         apart = d2!=0   # true for NaN, which must come through

@@ -434,7 +434,7 @@ def interval(
 def measure(
     z1:Tensor,    # (N, D) embeddings of view 1
     z2:Tensor,    # (N, D) embeddings of view 2, paired by row
-    h:Tensor,     # (N', D') encoder features of the same images or others
+    h:Tensor,     # (N', D') rows whose ranks are asked, such as embeddings or encoder features
 )->dict[str, float]:
     "The scalars that a run records: geometry of the normalised views, ranks of `h` as given."
     cos = cosine_stats(z1, z2)
