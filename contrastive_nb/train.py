@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['Compute', 'steady_statistics', 'Parts', 'check_separable', 'two_views', 'ahead', 'keep_memory', 'fit', 'backward',
-           'over_processes', 'describe', 'plain', 'seed_global']
+           'over_processes', 'describe', 'check_alike', 'plain', 'seed_global']
 
 # %% ../nbs/09_train.ipynb #0cca2171
 import ctypes
+import math
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext, contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -45,13 +48,11 @@ class Compute:
 @contextmanager
 def steady_statistics(model:nn.Module):
     "Batch norms use the statistics of their batch but leave the running averages alone."
-    norms = [(m, m.momentum) for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    for m, _ in norms: m.momentum = 0.
+    norms = [(m, m.momentum, m.num_batches_tracked.clone()) for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for m, *_ in norms: m.momentum = 0.
     try: yield
     finally:
-        for m, momentum in norms:
-            m.momentum = momentum
-            if m.training: m.num_batches_tracked.sub_(1)   # which the pass has counted
+        for m, m.momentum, count in norms: m.num_batches_tracked.copy_(count)   # the pass has counted itself
 
 class Parts(nn.Module):
     "A model that embeds a batch in parts and keeps nothing for backward but the images: backward embeds each part again."
@@ -74,11 +75,11 @@ def check_separable(
     n_parts:int,    # of a batch
 )->None:
     "Refuse a loss whose value for a batch is not the mean over its parts."
-    z1, z2 = torch.randn(2, n_parts*8, 16, generator=torch.Generator().manual_seed(0))
-    whole, parts = loss(z1, z2).item(), sum(loss(*zs).item() for zs in zip(z1.chunk(n_parts), z2.chunk(n_parts)))/n_parts
-    if abs(whole-parts)>1e-5*(1 + abs(whole)):
-        raise ValueError(f"fit: gradients of parts can be added up only for a loss that is a mean over images; this one compares the images of a batch: "
-                         f"it is {whole:.4f} on a batch and {parts:.4f} on average over its {n_parts} parts; remedy: accumulate=False, which embeds the parts twice and is exact")
+    z = torch.randn(2, n_parts*8, 16, generator=torch.Generator().manual_seed(0))
+    for z1, z2 in (z, 1 + .1*z):   # all over the sphere, and close together
+        whole, parts = loss(z1, z2).item(), sum(loss(*zs).item() for zs in zip(z1.chunk(n_parts), z2.chunk(n_parts)))/n_parts
+        if not abs(whole-parts)<=1e-5*(1 + abs(whole)): raise ValueError(f"fit: gradients of parts can be added up only for a loss that is a mean over images; this one compares the images of a batch: "
+                                                                         f"it is {whole:.4f} on a batch and {parts:.4f} on average over its {n_parts} parts; remedy: accumulate=False, which embeds the parts twice and is exact")
 
 # %% ../nbs/09_train.ipynb #c2e1b3e6
 def two_views(
@@ -149,12 +150,13 @@ def fit(
     if compute.accumulate: check_separable(loss, compute.n_parts)
     n_steps, seed = N//B, generator.initial_seed()
     if compute.channels_last: model.to(memory_format=torch.channels_last)
-    trained = nn.ModuleList([model, loss]) if isinstance(loss, nn.Module) and [*loss.parameters()] else model   # a temperature may be learnt too
+    trained = nn.ModuleList([model, loss]) if isinstance(loss, nn.Module) and loss.state_dict() else model   # a temperature may be learnt too
     optimizer = make_optimizer(recipe, trained.parameters())
     optimizer.zero_grad(set_to_none=True)
     state = dict(model=trained, optimizer=optimizer, generator=generator, training=describe(images, loss, views, recipe, compute, seed))
     history = {} if checkpoint is None else load_checkpoint(checkpoint, **state)
     done = good = len(history.get('train_loss', ()))
+    check_alike(state['training'] | dict(epochs=done, generator=zlib.crc32(generator.get_state().numpy())))
     encode, loss = over_processes(model, loss, compute, device)
     bar = tqdm(range(done, recipe.n_epochs), initial=done, total=recipe.n_epochs, desc=f'training from epoch {done+1}' if done else 'training', unit='epoch', mininterval=.5, disable=rank>0 or not progress)
     def stop(step, what): raise FloatingPointError(f"fit: {what}; learning rate {learning_rate(recipe, step, n_steps):.3g}, {state['training']['loss']}; "
@@ -171,7 +173,7 @@ def fit(
                 for step, x in enumerate(ahead(batches, device)):
                     for group in optimizer.param_groups: group['lr'] = learning_rate(recipe, epoch*n_steps + step, n_steps)
                     try: losses[step] = backward(encode, loss, x, compute)
-                    except ValueError as error:   # a loss that looks at its input
+                    except FloatingPointError as error:
                         if losses[:step].isfinite().all(): stop(epoch*n_steps + step, f"epoch {epoch+1}, step {step+1}: {error}")
                         break   # the trouble began earlier in this epoch
                     optimizer.step()
@@ -183,12 +185,13 @@ def fit(
             if (bad := ~losses.isfinite()).any():
                 step = bad.int().argmax().item()
                 stop(epoch*n_steps + step, f"the loss is {losses[step].item()} in epoch {epoch+1}, step {step+1} of {n_steps}")
-            if broken := not_finite(trained.state_dict()): stop(epoch*n_steps + step, f"after epoch {epoch+1} {len(broken)} tensors of the model are not finite, the first is {broken[0]}")
+            moments = {f'{k} of the optimiser': v for own in optimizer.state.values() for k, v in own.items() if isinstance(v, Tensor)}
+            if broken := not_finite(trained.state_dict()) + not_finite(moments): stop(epoch*n_steps + step, f"after epoch {epoch+1} {len(broken)} tensors of the training are not finite, the first is {broken[0]}")
             seconds = time.perf_counter() - started
             row = dict(train_loss=losses.mean().item(), seconds=seconds, views_per_second=2*B*n_steps/seconds)
             if on_epoch is not None and rank==0: row |= on_epoch(model)
             if size>1: dist.broadcast_object_list(rows := [row]); row = rows[0]
-            for name, value in plain(row).items(): history.setdefault(name, []).append(value)
+            for name in history | row: history.setdefault(name, [math.nan]*epoch).append(plain(row).get(name, math.nan))   # another `on_epoch` may go on
             if checkpoint is not None and ((epoch+1)%every==0 or epoch+1==recipe.n_epochs):
                 if rank==0: save_checkpoint(checkpoint, **state, history=history, keep=keep)
                 good = epoch+1
@@ -207,7 +210,10 @@ def backward(
     n, total = compute.n_parts if compute.accumulate else 1, 0
     for part in [x] if n==1 else [v.flatten(0, 1) for v in x.unflatten(0, (2, -1)).chunk(n, 1)]:
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=compute.precision=='bfloat16'): _, z = encode(part)
-        value = loss(*z.chunk(2))/n
+        try: value = loss(*z.chunk(2))/n
+        except ValueError as error:   # a loss that looks at its input
+            if z.isfinite().all(): raise
+            raise FloatingPointError(str(error)) from error
         value.backward()
         total = total + value.detach()
     return total
@@ -218,15 +224,27 @@ def over_processes(model:nn.Module, loss:Callable, compute:Compute, device:torch
     if size>1 and compute.batch_norm=='sync':
         if device.type!='cuda': raise ValueError("fit: batch_norm='sync' needs GPUs, PyTorch has it for them alone; remedy: batch_norm='local', or a model without batch norm")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    encode = Parts(model, compute.n_parts) if compute.n_parts>1 and not compute.accumulate else model
+    def compiled(f): return torch.compile(f, mode=compute.compile) if compute.compile else f
+    in_parts = compute.n_parts>1 and not compute.accumulate
+    encode = Parts(compiled(model), compute.n_parts) if in_parts else model   # a compiler can't look into the second embedding
     if size>1: encode, loss = DistributedDataParallel(encode, device_ids=[device] if device.type=='cuda' else None), Gathered(loss)
-    return torch.compile(encode, mode=compute.compile) if compute.compile else encode, loss
+    return encode if in_parts else compiled(encode), loss
 
 def describe(images:Tensor, loss:Callable, views:Callable, recipe:Recipe, compute:Compute, seed:int)->dict:
     "What a training is, as plain values: whatever makes its numbers what they are, but for the model."
-    def name(f): return repr(f) if is_dataclass(f) else getattr(f, 'label', getattr(f, '__qualname__', type(f).__name__))
+    def name(f):
+        if isinstance(f, partial): return f'{name(f.func)}({f.args}, {f.keywords})'
+        return repr(f) if is_dataclass(f) or isinstance(f, nn.Module) and not hasattr(f, 'label') else getattr(f, 'label', getattr(f, '__qualname__', type(f).__name__))
     pixels = (images.flatten(1).sum(1, dtype=torch.int64)*torch.arange(1, len(images)+1, device=images.device)).sum()   # and their order
     return plain(asdict(recipe) | asdict(compute)) | dict(loss=name(loss), views=name(views), seed=seed, processes=rank_and_size()[1], device=images.device.type, images=list(images.shape), pixels=pixels.item())
+
+def check_alike(start:dict)->None:
+    "Raise a ValueError unless all processes start from the same: settings, images, checkpoint, random numbers."
+    size = rank_and_size()[1]
+    if size==1: return
+    dist.all_gather_object(starts := [None]*size, start)
+    unlike = [f"{k} is {', '.join(str(s.get(k)) for s in starts)}" for k in start if any(s.get(k)!=start[k] for s in starts)]
+    if unlike: raise ValueError(f"fit: all processes must start alike, but {'; '.join(unlike)} in processes 0 to {size-1}")
 
 def plain(values:dict)->dict:
     "The values with NumPy's scalars and tensors of one element as Python's numbers, which is what a checkpoint may hold."

@@ -6,7 +6,7 @@ import textwrap
 import torch
 
 WORKER = textwrap.dedent('''
-    import sys, torch, torch.distributed as dist
+    import shutil, sys, torch, torch.distributed as dist
     from torch import nn
     from contrastive_nb.losses import NTXent
     from contrastive_nb.optim import Recipe
@@ -26,9 +26,9 @@ WORKER = textwrap.dedent('''
         def forward(self, x): return x, self.net(x)
 
     images = torch.randint(256, (40, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    def train(norm=lambda c: nn.GroupNorm(2, c), checkpoint=None, n_epochs=4, **compute):
+    def train(norm=lambda c: nn.GroupNorm(2, c), checkpoint=None, n_epochs=4, seed=1, **compute):
         model, loss = Net(norm), NTXent(temperature=.3, learn_temperature=True)
-        history = fit(model, images, loss, VIEWS['cifar'], Recipe(n_epochs=n_epochs, batch_size=16, lr=1.), generator=torch.Generator().manual_seed(1), compute=Compute(**compute),
+        history = fit(model, images, loss, VIEWS['cifar'], Recipe(n_epochs=n_epochs, batch_size=16, lr=1.), generator=torch.Generator().manual_seed(seed), compute=Compute(**compute),
                       on_epoch=lambda m: dict(norm=sum(p.detach().square().sum().item() for p in m.parameters())), checkpoint=checkpoint, progress=False)
         return dict(weights=torch.cat([p.detach().flatten() for p in (*model.parameters(), *loss.parameters())]), history={k: torch.tensor(history[k]) for k in ('train_loss', 'norm')})
 
@@ -40,6 +40,11 @@ WORKER = textwrap.dedent('''
     try: train(batch_norm='sync')
     except ValueError as error: assert size>1 and 'needs GPUs' in str(error)
     else: assert size==1
+    for unlike in (dict(seed=rank), dict(checkpoint=f'{sys.argv[1]}/{rank}.pt', n_epochs=4)):   # the second: a disk of its own for each, and on one of them a checkpoint
+        if rank==0 and 'checkpoint' in unlike: shutil.copy(sys.argv[1] + '/checkpoint.pt', unlike['checkpoint'])
+        try: train(**unlike)
+        except ValueError as error: assert size>1 and 'all processes must start alike, but ' in str(error) and ('seed is 0, 1' in str(error) or 'epochs is 4, 0' in str(error)), error
+        else: assert size==1
     if rank==0: torch.save(out, sys.argv[1] + '/out.pt')
     dist.destroy_process_group()
 ''')

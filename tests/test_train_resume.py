@@ -3,15 +3,16 @@ import os
 import subprocess
 import sys
 import textwrap
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from contrastive_nb.encoders import make_encoder
-from contrastive_nb.losses import DHEL, NTXent
+from contrastive_nb.losses import DHEL, NTXent, dhel
 from contrastive_nb.optim import Recipe
-from contrastive_nb.train import fit
+from contrastive_nb.train import Compute, fit
 from contrastive_nb.views import VIEWS
 
 WORKER = textwrap.dedent('''
@@ -128,17 +129,17 @@ def test_a_damaged_newest_checkpoint(script, whole, tmp_path):
 class Killed(Exception): pass
 
 
-def here(path, loss, until=None, **recipe):
-    "Four epochs in this process, or fewer; history, temperature and weights."
+def here(path, loss, until=None, names=('double', 'single'), all=False, **recipe):
+    "Four epochs in this process, or fewer; losses, temperature and weights, or the history."
     images = torch.randint(256, (32, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     model, seen = make_encoder('small', channels=1, projector=(8,)), []
     def measure(_):
         seen.append(1)
         if len(seen)==until: raise Killed
-        return dict(double=np.float64(2*len(seen)), single=np.float32(.5))
+        return dict(zip(names, (np.float64(2*len(seen)), np.float32(.5))))
     history = fit(model, images, loss, VIEWS['digits'], Recipe(**dict(n_epochs=4, batch_size=16, lr=np.float64(.3)) | recipe), generator=torch.Generator().manual_seed(0), on_epoch=measure, checkpoint=path, progress=False)
-    return history['train_loss'], [v.detach().clone() for v in (*loss.parameters(), *model.parameters())]
+    return history if all else (history['train_loss'], [v.detach().clone() for v in (*(loss.parameters() if isinstance(loss, torch.nn.Module) else ()), *model.parameters())])
 
 
 def test_a_learnt_temperature_goes_on_where_it_was(tmp_path):
@@ -149,6 +150,35 @@ def test_a_learnt_temperature_goes_on_where_it_was(tmp_path):
     assert again[0]==whole[0] and all(torch.equal(a, b) for a, b in zip(again[1], whole[1]))
     assert whole[1][0]!=torch.tensor(.3).log() and learning().label=='ntxent(temperature=0.3, learn_temperature=True)'
     with pytest.raises(ValueError, match='belongs to another training: loss was'): here(tmp_path/'again.pt', NTXent(temperature=.3))
+
+
+class Rising(torch.nn.Module):
+    "A loss with a counter and nothing to learn."
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('n', torch.zeros(()))
+    def forward(self, a, b):
+        self.n += 1
+        return self.n*dhel(a, b, temperature=.3)
+
+
+def test_buffers_of_a_loss_go_on_where_they_were(tmp_path):
+    whole = here(tmp_path/'whole.pt', Rising())
+    with pytest.raises(Killed): here(tmp_path/'again.pt', Rising(), until=3)
+    assert here(tmp_path/'again.pt', Rising())[0]==whole[0]
+
+
+def test_a_function_with_other_parameters_is_another_training(tmp_path):
+    with pytest.raises(Killed): here(tmp_path/'c.pt', partial(dhel, temperature=.3), until=3)
+    with pytest.raises(ValueError, match=r"loss was \"dhel\(\(\), \{'temperature': 0.3\}\)\", is"): here(tmp_path/'c.pt', partial(dhel, temperature=.5))
+
+
+def test_another_measure_goes_on_without_a_gap(tmp_path):
+    with pytest.raises(Killed): here(tmp_path/'c.pt', DHEL(temperature=.3), until=3)
+    history = here(tmp_path/'c.pt', DHEL(temperature=.3), names=('double', 'third'), all=True)
+    assert {len(v) for v in history.values()}=={4}
+    np.testing.assert_array_equal(np.isnan(history['single']), [False, False, True, True])
+    np.testing.assert_array_equal(np.isnan(history['third']), [True, True, False, False])
 
 
 def test_gradients_from_before_have_no_part_in_a_training(tmp_path, monkeypatch):
@@ -172,3 +202,12 @@ def test_an_optimiser_that_does_not_fit_is_refused(tmp_path, optimizer, buffer):
     own[name] = own[name]*torch.nan if buffer is None else buffer
     torch.save(state, path)
     with pytest.raises(ValueError, match=f'optimiser and generator of .* must fit this training, got ValueError: {name}'): here(path, DHEL(temperature=.3), optimizer=optimizer, lr=.01)
+
+
+@pytest.mark.slow
+def test_compiled_parts_equal_the_whole():
+    images = torch.randint(256, (32, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    def losses(**compute):
+        model = make_encoder('small', channels=1, projector=(8,), seed=0)
+        return fit(model, images, DHEL(temperature=.3), VIEWS['digits'], Recipe(n_epochs=2, batch_size=16, lr=.1), generator=torch.Generator().manual_seed(0), compute=Compute(**compute), progress=False)['train_loss']
+    np.testing.assert_allclose(losses(n_parts=2, compile='default'), losses(n_parts=2), rtol=1e-4)
