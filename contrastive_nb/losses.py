@@ -15,6 +15,7 @@ __all__ = ['LOSSES', 'MULTIVIEW_LOSSES', 'infonce', 'ntxent', 'dcl', 'dhel', 'kc
 import inspect
 import math
 import numbers
+from dataclasses import fields, is_dataclass
 from itertools import combinations, permutations
 
 import torch
@@ -484,6 +485,10 @@ class Loss(nn.Module):
         self.params = {p: params.get(p, default) for p, default in known.items()}
         for p, value in params.items():
             if isinstance(value, nn.Parameter): self.register_parameter(p, value)
+            elif isinstance(value, nn.Module): self.add_module(p, value)
+            elif is_dataclass(value):   # a kernel
+                for f in fields(value):
+                    if isinstance(own := getattr(value, f.name), nn.Parameter): self.register_parameter(f'{p}_{f.name}', own)
         self.fn(*self.example, **self.params)   # refuses bad values now, not in the middle of a training
         if not isinstance(learn_temperature, bool): raise ValueError(f"{name}: learn_temperature must be True or False, got {learn_temperature!r}")
         if learn_temperature:
@@ -507,7 +512,10 @@ class Loss(nn.Module):
         return f"{self.fn.__name__}({self._show(p for p in known if p not in switches or self.params[p]!=known[p])})"
 
     def _show(self, names):
-        shown = [f"{p}={'learnt' if isinstance(self.params[p], nn.Parameter) else repr(self.params[p])}" for p in names]
+        def show(value):
+            if is_dataclass(value): return f"{type(value).__name__}({', '.join(f'{f.name}={show(getattr(value, f.name))}' for f in fields(value))})"
+            return 'learnt' if isinstance(value, nn.Parameter) else repr(value)
+        shown = [f'{p}={show(self.params[p])}' for p in names]
         return ', '.join(shown + ['learn_temperature=True']*hasattr(self, 'log_temperature'))
     def extra_repr(self): return self._show(self.params)
 

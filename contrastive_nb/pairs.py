@@ -527,7 +527,7 @@ def _value_and_slope(kernel, d2):
         k = kernel(d2)
         return k.detach(), torch.autograd.grad(k.sum(), d2)[0] if k.requires_grad else torch.zeros_like(d2)
 
-_ON_GPU = {gaussian: lambda k: ('gaussian', k.t), log: lambda k: ('log', k.t), imq: lambda k: ('imq', 1/k.c**2)}   # kind and rate for `gpu.kernel_mean`
+_ON_GPU = {gaussian: lambda k: ('gaussian', float(k.t)), log: lambda k: ('log', float(k.t)), imq: lambda k: ('imq', 1/float(k.c)**2)}   # kind and rate for `gpu.kernel_mean`
 
 class _MeanKernel(torch.autograd.Function):
     "Mean of `kernel` over all pairs of different rows within each view of `z`, (V, B, D); the forward pass makes the gradient too."

@@ -1,4 +1,5 @@
 "One table of losses drives what every loss must do: refuse what makes no sense, keep the formula's symmetries, stay finite."
+import copy
 import math
 from dataclasses import dataclass
 
@@ -383,6 +384,27 @@ def test_learnt_parameters_belong_to_the_module():
     assert other(z, -z)==loss(z, -z)==siglip(z, -z)
     loss(z, -z).backward()
     assert loss.scale.grad!=0 and loss.bias.grad!=0
+
+
+class Bell(torch.nn.Module):
+    "A kernel with a width to learn."
+    def __init__(self):
+        super().__init__()
+        self.t = torch.nn.Parameter(torch.tensor(2.))
+    def forward(self, d2): return (-self.t*d2).exp()
+
+
+@pytest.mark.parametrize('kernel, name', [(lambda: gaussian(torch.nn.Parameter(torch.tensor(2.))), 'kernel_t'), (Bell, 'kernel.t')], ids=['field', 'module'])
+def test_a_kernel_may_learn(kernel, name):
+    loss = copy.deepcopy(LOSSES['kcl'](kernel=kernel()))
+    (found, t), = loss.named_parameters()
+    assert found==name and 'Parameter' not in loss.label
+    loss(z, -z).backward()
+    assert t.grad!=0
+    before = loss(z, -z).item()
+    loss.load_state_dict({name: torch.tensor(.5)})
+    assert loss(z, -z).item()!=before and loss(z, -z).item()==pytest.approx(kcl(z, -z, kernel=gaussian(.5)).item(), rel=1e-6)
+    with torch.no_grad(): assert loss(z, -z).item()==pytest.approx(kcl(z, -z, kernel=gaussian(.5)).item(), rel=1e-6)
 
 
 def test_switches_are_true_or_false():
