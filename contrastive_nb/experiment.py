@@ -25,12 +25,12 @@ import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from .encoders import ENCODERS, make_encoder
+from .encoders import ENCODERS, make_encoder, save_encoder
 from .images import Images, load_images
 from .losses import Loss, make_loss
 from .metrics import effective_rank, measure, singular_values
 from .optim import Recipe
-from .parallel import join
+from .parallel import join, rank_and_size
 from .probe import SGD, Score, knn, linear_probe, sgd_probe
 from .record import provenance, read_json, save_dataset, to_json
 from .sphere import unit
@@ -97,7 +97,7 @@ class Config(Parameters):
     checkpoint_every:int = Field(1, ge=1)                # epochs
     keep_checkpoints:int = Field(1, ge=1)                # at most; a training goes on from the newest that is whole
     keep_encoder:bool = False                            # write the weights beside the result
-    seed:int = Field(0, ge=0, lt=2**62)
+    seed:int = Field(0, ge=0, lt=2**31)                  # a CPU's generator has 32 bits, and the views are seen with another half of them
     n_measured:int = Field(512, ge=2)                    # test images on which the geometry is followed, drawn from all
     knn_k:int = Field(20, ge=1)
     knn_temperature:float = Field(.07, gt=0)
@@ -277,7 +277,7 @@ def as_dataset(
     numbers = {k: float(v) for k, v in objective.params.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
     ds = ds.assign_coords(epoch=('epoch', 1 + np.arange(config.n_epochs), dict(long_name='epochs trained')), **{dim: 1 + np.arange(len(values)) for dim, values in spectra.values()},
                           objective=objective.label, **scalars, **{k: v for k, v in numbers.items() if k not in scalars})
-    protocol = {**{name: json.loads(score.protocol) | dict(n_train=score.n_train, n_test=score.n_test) for name, score in scores.items()}, 'training': asdict(config.compute) | dict(evaluated_on=config.evaluate_on), 'geometry': f'augmented views ({config.views}) of {config.n_measured} test images at most, drawn at random, the same for every seed and after every epoch; embeddings on the sphere, features before the projector',
+    protocol = {**{name: json.loads(score.protocol) | dict(n_train=score.n_train, n_test=score.n_test) for name, score in scores.items()}, 'training': asdict(config.compute) | dict(evaluated_on=config.evaluate_on, processes=rank_and_size()[1]), 'geometry': f'augmented views ({config.views}) of {config.n_measured} test images at most, drawn at random, the same for every seed and after every epoch; embeddings on the sphere, features before the projector',
                 'spectra': 'singular values for all test images, un-augmented: embeddings on the sphere, features before the projector'}
     return ds.assign_attrs(axes=to_json(AXES), protocol=to_json(protocol))
 
@@ -320,8 +320,9 @@ def run_pretrain(
     model, history = pretrain(config, data, checkpoint=folder/'checkpoint.pt', progress=progress)
     if rank>0: return None
     (train_h, _), (test_h, test_z) = (features(model, config, images) for images in (data.train, data.test))
-    ds = as_dataset(config, history, probe(train_h, test_h, config, data), test_h, test_z)
-    save_run(ds, folder, 'pretrain', config, started)
+    ds = as_dataset(config, history, scores := probe(train_h, test_h, config, data), test_h, test_z)
+    if config.keep_encoder: save_encoder(folder/'encoder.safetensors', model, dict(parameters=config.model_dump(), **{name: score.accuracy for name, score in scores.items()}))
+    save_run(ds, folder, 'pretrain', config, started, data=data)
     return ds
 
 # %% ../nbs/12_experiment.ipynb #410135f8
