@@ -29,10 +29,10 @@ demo: install  ## the study in small: 4 losses x 3 batch sizes x 2 seeds on hand
 	@echo "open it in a browser: file://$(abspath $(DEMO))/report.html"
 
 test: install  ## every chapter and every fast test
-	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n 2 --dist worksteal
 
 test-all: install  ## the slow tests too
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lab: install  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=nbs
