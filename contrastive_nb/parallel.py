@@ -49,7 +49,15 @@ class _Gather(torch.autograd.Function):
         return torch.cat([b[:c] for b, c in zip(blocks, counts)])
 
     @staticmethod
-    def backward(ctx, grad): return grad[ctx.own]*ctx.size
+    def backward(ctx, grad): return _Own.apply(grad, ctx.own, ctx.size)
+
+class _Own(torch.autograd.Function):
+    "This process's rows of the sum over processes of what all of them hold alike."
+    @staticmethod
+    def forward(ctx, grad, own, size): return grad[own]*size
+
+    @staticmethod
+    def backward(ctx, g): return _Gather.apply(g.contiguous()), None, None
 
 def gather(
     z:Tensor,     # this process's part

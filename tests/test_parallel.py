@@ -23,7 +23,7 @@ WORKER = textwrap.dedent('''
         return {p: v for p, v in dict(temperature=.3, n=100).items() if p in known}
 
     losses = [(name, c(**arguments(c))) for registry in (LOSSES, MULTIVIEW_LOSSES, LABEL_LOSSES) for name, c in registry.items()]
-    losses += [('cold', NTXent(temperature=.0005)), ('sum', Sum(NTXent(temperature=.3), VRNS(n=100), weights=(1, 3))), ('pairwise', Pairwise(DHEL(temperature=.3)))]
+    losses += [('learnt', NTXent(temperature=.3, learn_temperature=True)), ('cold', NTXent(temperature=.0005)), ('sum', Sum(NTXent(temperature=.3), VRNS(n=100), weights=(1, 3))), ('pairwise', Pairwise(DHEL(temperature=.3)))]
     for case in sys.argv[1:]:
         tiles, rows = case.split(':')
         pairs.TILE = usual if tiles=='whole' else (2, 3)   # so that even these few rows are many tiles, of which each process makes some
@@ -37,19 +37,27 @@ WORKER = textwrap.dedent('''
             torch.manual_seed(2)
             net = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4)).double()
 
-            def inputs(net, part):
-                embedded = net(x[:, part].reshape(-1, 6)).view(V, -1, 4)   # one call for all views, as DistributedDataParallel wants
+            def embed(net, part): return net(x[:, part].reshape(-1, 6)).view(V, -1, 4)   # one call for all views, as DistributedDataParallel wants
+            def inputs(embedded, part):
                 if loss.split==(0, 0): return embedded[0], embedded[1]
                 extra = shared.get(name, [])
                 return (embedded[:2] if name=='dscl' else embedded, *([labels[part]] if loss.split[1:2]==(0,) else []), *extra)
+            def plain(net, loss, part, size=1): return loss(*inputs(embed(net, part), part))
+            def penalised(net, loss, part, size=1):   # the mean over processes is that of one
+                value = loss(*inputs(embedded := embed(net, part), part))
+                push, = torch.autograd.grad(value, embedded, create_graph=True)
+                return value + size*(push/size).square().sum()
 
-            expected = loss(*inputs(net, slice(None)))
-            grads = torch.autograd.grad(expected, list(net.parameters()))
+            params = [*net.parameters(), *loss.parameters()]
             parallel = DistributedDataParallel(net)   # its hooks live as long as it does
-            value = Gathered(loss)(*inputs(parallel, own))
-            value.backward()
-            torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12, msg=name)
-            for p, g in zip(net.parameters(), grads): torch.testing.assert_close(p.grad, g, rtol=1e-7, atol=1e-10, msg=name)
+            for objective in (plain, penalised):
+                expected = objective(net, loss, slice(None))
+                grads = torch.autograd.grad(expected, params)
+                for p in params: p.grad = None
+                value = objective(parallel, Gathered(loss), own, size)
+                value.backward()
+                if objective is plain: torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12, msg=name)
+                for p, g in zip(params, grads): torch.testing.assert_close(p.grad, g, rtol=1e-7, atol=1e-10, msg=f'{name}, {objective.__name__}')
         print(f'rank {rank} agrees for {len(losses)} losses, {case}', flush=True)
     dist.destroy_process_group()
 ''')
