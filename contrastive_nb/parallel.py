@@ -8,6 +8,7 @@ __all__ = ['rank_and_size', 'join', 'gather', 'Gathered']
 # %% ../nbs/08_parallel.ipynb #f3e92e58
 import atexit
 import os
+import zlib
 
 import torch
 import torch.distributed as dist
@@ -33,31 +34,57 @@ def join(
     return rank_and_size()
 
 # %% ../nbs/08_parallel.ipynb #aaf0a781
+def _everybodys(t):
+    "This tensor of each process."
+    found = [torch.empty_like(t) for _ in range(rank_and_size()[1])]
+    dist.all_gather(found, t)
+    return found
+
 class _Gather(torch.autograd.Function):
+    "Rows of all processes, of which each holds as many as `counts` says."
     @staticmethod
-    def forward(ctx, z):
-        rank, size = rank_and_size()
-        n = torch.tensor([len(z)], device=z.device)
-        counts = [torch.empty_like(n) for _ in range(size)]
-        dist.all_gather(counts, n)
-        counts = [c.item() for c in counts]
+    def forward(ctx, z, counts):
+        ctx.counts = counts
         padded = z.new_zeros(max(counts), *z.shape[1:])
         padded[:len(z)] = z
-        blocks = [torch.empty_like(padded) for _ in range(size)]
-        dist.all_gather(blocks, padded)
-        ctx.own, ctx.size = slice(sum(counts[:rank]), sum(counts[:rank+1])), size
-        return torch.cat([b[:c] for b, c in zip(blocks, counts)])
+        return torch.cat([b[:c] for b, c in zip(_everybodys(padded), counts)])
 
     @staticmethod
-    def backward(ctx, grad): return _Own.apply(grad, ctx.own, ctx.size)
+    def backward(ctx, grad): return _Own.apply(grad, ctx.counts), None
 
 class _Own(torch.autograd.Function):
     "This process's rows of the sum over processes of what all of them hold alike."
     @staticmethod
-    def forward(ctx, grad, own, size): return grad[own]*size
+    def forward(ctx, grad, counts):
+        (rank, size), ctx.counts = rank_and_size(), counts
+        return grad[sum(counts[:rank]):sum(counts[:rank+1])]*size
 
     @staticmethod
-    def backward(ctx, g): return _Gather.apply(g.contiguous()), None, None
+    def backward(ctx, g): return _Gather.apply(g, ctx.counts), None
+
+def _kind(x, dim):
+    "What `x` must be in all processes, with B where it counts images, and how many it counts."
+    if not isinstance(x, Tensor): return type(x).__name__, 0
+    sizes, n = [*x.shape], 0
+    if dim is not None and -x.ndim<=dim<x.ndim: n, sizes[dim] = sizes[dim], 'B'
+    return f"{x.dtype} ({', '.join(map(str, sizes))})", n
+
+def _counts(who, inputs, split):
+    "How many images each process has of each input; a ValueError in all of them where inputs differ otherwise."
+    found = [*map(_kind, inputs, split)]
+    kinds, device = ', '.join(kind for kind, _ in found), next((x.device for x in inputs if isinstance(x, Tensor)), None)
+    own = torch.tensor([zlib.crc32(kinds.encode()), *(n for _, n in found), *[0]*(len(split)-len(found))], device=device)
+    codes, *counts = torch.stack(_everybodys(own), 1).tolist()
+    if len({*codes})>1:
+        dist.all_gather_object(seen := [None]*len(codes), kinds)
+        other = next(i for i, k in enumerate(seen) if k!=seen[0])
+        raise ValueError(f"{who}: all processes must hold the same but for the number B of images, got {seen[0]} in process 0 and {seen[other]} in process {other}")
+    return counts
+
+def _gather(who, inputs, split):
+    "Tensors of all processes along the dimensions that `split` names for them, everything else as it is."
+    def whole(x, dim, n): return _Gather.apply(x.movedim(dim, 0).contiguous(), n).movedim(0, dim) if dim is not None and isinstance(x, Tensor) else x
+    return [*map(whole, inputs, split, _counts(who, inputs, split))]
 
 def gather(
     z:Tensor,     # this process's part
@@ -65,7 +92,7 @@ def gather(
 )->Tensor:        # everybody's parts along `dim`, in the order of the processes
     "Tensors of all processes; the mean over processes of the parameters' gradients is that of one process holding them all."
     if rank_and_size()[1]==1: return z
-    return _Gather.apply(z.movedim(dim, 0).contiguous()).movedim(0, dim)
+    return _gather('gather', [z], [dim])[0]
 
 # %% ../nbs/08_parallel.ipynb #253584c7
 def _over_all(t, how):
@@ -83,7 +110,7 @@ class Gathered(nn.Module):
 
     def forward(self, *inputs:Tensor)->Tensor:   # ()
         if rank_and_size()[1]==1: return self.loss(*inputs)
-        inputs = [x if dim is None else gather(x, dim) for x, dim in zip(inputs, self.loss.split)]
+        inputs = _gather('Gathered', inputs, self.loss.split)
         token = SHARE.set(Share(*rank_and_size(), _over_all))
         try: return self.loss(*inputs)
         finally: SHARE.reset(token)

@@ -256,6 +256,7 @@ def test_a_group_of_one(tmp_path):
 GATHER = textwrap.dedent('''
     import torch, torch.distributed as dist
     from torch.testing import assert_close
+    from contrastive_nb.label_losses import SupCon
     from contrastive_nb.losses import NTXent
     from contrastive_nb.parallel import Gathered, gather, rank_and_size
     dist.init_process_group('gloo')
@@ -281,6 +282,19 @@ GATHER = textwrap.dedent('''
     try: Gathered(NTXent(temperature=.2))(x[0, :rank==2], x[1, :rank==2])
     except ValueError as e: assert 'a batch of 1' in str(e)
     else: raise AssertionError('a batch of one over all ranks must be refused by every rank')
+    y, ours = x[:, own], torch.tensor([0, 1, 0, 2, 1])[own]
+    def refused(call, *words):
+        try: call()
+        except ValueError as e: assert all(w in str(e) for w in words), (e, words)
+        else: raise AssertionError(words)
+    first, other = 'got torch.float32 (B, 6) in process 0', 'in process 2'
+    for part, kind in ((y[0].double(), 'torch.float64 (B, 6)'), (y[0, :, :5], 'torch.float32 (B, 5)'), (y, 'torch.float32 (B, 2, 6)'), (y[0, 0, 0] if rank==2 else None, 'torch.float32 ()'), (y.tolist(), 'list')):
+        refused(lambda: gather(part if rank==2 else y[0]), 'gather: all processes must hold the same', first, f'{kind} {other}')
+    loss = SupCon(temperature=.3)
+    for part, kind in ((ours.int(), ', torch.int32 (B)'), (ours.float(), ', torch.float32 (B)'), (None, ', NoneType')):
+        refused(lambda: Gathered(loss)(y, part if rank==2 else ours), 'Gathered: ', 'got torch.float32 (2, B, 6), torch.int64 (B) in process 0', f'torch.float32 (2, B, 6){kind} {other}')
+    refused(lambda: Gathered(loss)(y, *([ours] if rank<2 else [])), f'and torch.float32 (2, B, 6) {other}')
+    assert_close(Gathered(loss)(y, None), loss(x, None))   # as alone
     print(f'rank {rank} is fine', flush=True)
     dist.destroy_process_group()
 ''')
