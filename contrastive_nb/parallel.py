@@ -7,6 +7,7 @@ __all__ = ['rank_and_size', 'join', 'gather', 'Gathered']
 
 # %% ../nbs/08_parallel.ipynb #f3e92e58
 import atexit
+import inspect
 import os
 import zlib
 
@@ -108,9 +109,19 @@ class Gathered(nn.Module):
         if not hasattr(loss, 'split'): raise ValueError(f"Gathered: the loss must declare how its inputs split (attribute `split`), got {type(loss).__name__}")
         self.loss = loss
 
-    def forward(self, *inputs:Tensor)->Tensor:   # ()
-        if rank_and_size()[1]==1: return self.loss(*inputs)
-        inputs = _gather('Gathered', inputs, self.loss.split)
+    def forward(self,
+        *inputs:Tensor,   # what the loss takes
+        **named:Tensor,   # the same, by name
+    )->Tensor:            # ()
+        if rank_and_size()[1]==1: return self.loss(*inputs, **named)
+        split = self.loss.split
+        if named:
+            bound = inspect.signature(self.loss.forward).bind(*inputs, **named)
+            if bound.kwargs: bound.apply_defaults()   # for what stands before them
+            inputs, named = bound.args, named.keys() & bound.kwargs.keys()
+        if named or len(inputs)>len(split):
+            raise ValueError(f"Gathered: {type(self.loss).__name__} must declare how each input splits (attribute `split`), got {split} for {', '.join([f'{len(inputs)} inputs', *named])}")
+        inputs = _gather('Gathered', inputs, split)
         token = SHARE.set(Share(*rank_and_size(), _over_all))
         try: return self.loss(*inputs)
         finally: SHARE.reset(token)

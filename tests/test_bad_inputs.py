@@ -257,7 +257,7 @@ GATHER = textwrap.dedent('''
     import torch, torch.distributed as dist
     from torch.testing import assert_close
     from contrastive_nb.label_losses import SupCon
-    from contrastive_nb.losses import NTXent
+    from contrastive_nb.losses import MVDHEL, NTXent
     from contrastive_nb.parallel import Gathered, gather, rank_and_size
     dist.init_process_group('gloo')
     rank, size = rank_and_size()
@@ -294,7 +294,15 @@ GATHER = textwrap.dedent('''
     for part, kind in ((ours.int(), ', torch.int32 (B)'), (ours.float(), ', torch.float32 (B)'), (None, ', NoneType')):
         refused(lambda: Gathered(loss)(y, part if rank==2 else ours), 'Gathered: ', 'got torch.float32 (2, B, 6), torch.int64 (B) in process 0', f'torch.float32 (2, B, 6){kind} {other}')
     refused(lambda: Gathered(loss)(y, *([ours] if rank<2 else [])), f'and torch.float32 (2, B, 6) {other}')
+    refused(lambda: Gathered(MVDHEL(temperature=.3))(y, ours), 'MVDHEL must declare how each input splits (attribute `split`), got (1,) for 2 inputs')
+
+    class Named(torch.nn.Module):
+        split = 1, 0, None
+        def forward(self, z, labels=None, queue=None, *, scale=1): return loss(z, labels) if queue is None else queue
     assert_close(Gathered(loss)(y, None), loss(x, None))   # as alone
+    assert_close(Gathered(Named())(y, labels=ours), loss(x, torch.tensor([0, 1, 0, 2, 1])))
+    assert_close(Gathered(Named())(y, queue=x), x)
+    refused(lambda: Gathered(Named())(y, labels=ours, scale=2), 'for 3 inputs, scale')
     print(f'rank {rank} is fine', flush=True)
     dist.destroy_process_group()
 ''')
