@@ -10,6 +10,7 @@ import atexit
 import inspect
 import os
 import zlib
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -25,14 +26,22 @@ def rank_and_size()->tuple[int, int]:
 
 # %% ../nbs/08_parallel.ipynb #1ce11a4a
 def join(
-    device:torch.device,   # to compute on; of several GPUs this process takes its own
-)->tuple[int, int]:        # this process's number and how many there are
+    device:torch.device,    # to compute on; of several GPUs this process takes its own
+    timeout:float=6*3600,   # seconds that a process waits for the others
+)->tuple[int, int]:         # this process's number and how many there are
     "Join the processes that `torchrun` has started together; alone, and where they are joined already, do nothing."
     if int(os.environ.get('WORLD_SIZE', 1))>1 and not dist.is_initialized():
+        needed = 'RANK', 'MASTER_ADDR', 'MASTER_PORT', *['LOCAL_RANK']*(device.type=='cuda')
+        if missing := [name for name in needed if name not in os.environ]:
+            raise ValueError(f"join: beside WORLD_SIZE={os.environ['WORLD_SIZE']} the environment must hold {', '.join(needed)}, as torchrun sets them, {', '.join(missing)} is missing")
         if device.type=='cuda': torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
-        dist.init_process_group('nccl' if device.type=='cuda' else 'gloo')
-        atexit.register(dist.destroy_process_group)
+        dist.init_process_group('nccl' if device.type=='cuda' else 'gloo', timeout=timedelta(seconds=timeout))
+        atexit.register(_leave)
     return rank_and_size()
+
+def _leave():
+    "Close the connection, unless somebody has."
+    if dist.is_initialized(): dist.destroy_process_group()
 
 # %% ../nbs/08_parallel.ipynb #aaf0a781
 def _everybodys(t):

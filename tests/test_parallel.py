@@ -5,6 +5,9 @@ import sys
 import textwrap
 
 import pytest
+import torch
+
+from contrastive_nb.parallel import join
 
 WORKER = textwrap.dedent('''
     import sys, torch, torch.distributed as dist
@@ -72,3 +75,32 @@ def test_gathered_loss_equals_one_process(tmp_path, size, cases):
     assert done.returncode==0, done.stderr[-3000:]
     for rank in range(size):
         for case in cases: assert re.search(f'rank {rank} agrees for [0-9]+ losses, {case}', done.stdout), (rank, case)
+
+
+JOIN = textwrap.dedent('''
+    import torch, torch.distributed as dist
+    from contrastive_nb.parallel import join
+    init = dist.init_process_group
+    def told(backend, timeout):
+        print(f'{backend} waits for {timeout}', flush=True)
+        init(backend, timeout=timeout)
+    dist.init_process_group = told
+    join(torch.device('cpu'), timeout=90)
+    dist.barrier()
+    dist.destroy_process_group()
+''')
+
+
+def test_a_script_may_leave_by_itself(tmp_path):
+    script = tmp_path/'worker.py'
+    script.write_text(JOIN)
+    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', str(script)], capture_output=True, text=True, timeout=300)
+    assert done.returncode==0 and 'Exception' not in done.stderr, done.stderr[-3000:]
+    assert done.stdout.count('gloo waits for 0:01:30')==2
+
+
+@pytest.mark.parametrize('device,missing', [('cpu', 'RANK'), ('cuda', 'RANK, LOCAL_RANK')])
+def test_what_torchrun_would_have_set_is_named(monkeypatch, device, missing):
+    for name in ('RANK', 'LOCAL_RANK'): monkeypatch.delenv(name, raising=False)
+    for name, value in dict(WORLD_SIZE='2', MASTER_ADDR='localhost', MASTER_PORT='29500').items(): monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f'join: beside WORLD_SIZE=2 the environment must hold RANK, .*, {missing} is missing'): join(torch.device(device))
