@@ -24,6 +24,7 @@ class LARS(torch.optim.Optimizer):
         weight_decay:float=0., # >= 0, for matrices and kernels only
         trust:float=.001,      # > 0, the share: step/norm at lr=1
     ):
+        _check_rates('LARS', lr, momentum, weight_decay, trust)
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, trust=trust))
 
     @torch.no_grad()
@@ -45,6 +46,14 @@ class LARS(torch.optim.Optimizer):
             torch._foreach_mul_(averages, group['momentum'])
             torch._foreach_add_(averages, grads)
             torch._foreach_add_([*deep, *flat], averages, alpha=-group['lr'])
+
+def _check_rates(who, lr, momentum, weight_decay, trust=1.):
+    "Raise a ValueError unless an optimiser can move by these numbers."
+    def number(value, low, high): return isinstance(value, numbers.Real) and not isinstance(value, bool) and low<=value<high
+    for name, value in (('lr', lr), ('trust', trust)):
+        if not (number(value, 0, math.inf) and value>0): raise ValueError(f"{who}: {name} must be a number > 0, got {value!r}")
+    if not number(momentum, 0, 1): raise ValueError(f"{who}: momentum must be in [0, 1), got {momentum!r}")
+    if not number(weight_decay, 0, math.inf): raise ValueError(f"{who}: weight_decay must be >= 0, got {weight_decay!r}")
 
 # %% ../nbs/optim.ipynb #0fd67e6f
 OPTIMIZERS = dict(   # name -> optimiser of a recipe
@@ -70,13 +79,10 @@ class Recipe:
     schedule:str = 'cosine'     # a key of `SCHEDULES`
 
     def __post_init__(self):
-        def number(value, low, high): return isinstance(value, numbers.Real) and not isinstance(value, bool) and low<=value<high
         for name, least in (('n_epochs', 1), ('batch_size', 2), ('n_warmup', 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value<least: raise ValueError(f"Recipe: {name} must be a whole number >= {least}, got {value!r}")
-        if not (number(self.lr, 0, math.inf) and self.lr>0): raise ValueError(f"Recipe: lr must be a number > 0, got {self.lr!r}")
-        if not number(self.momentum, 0, 1): raise ValueError(f"Recipe: momentum must be in [0, 1), got {self.momentum!r}")
-        if not number(self.weight_decay, 0, math.inf): raise ValueError(f"Recipe: weight_decay must be >= 0, got {self.weight_decay!r}")
+        _check_rates('Recipe', self.lr, self.momentum, self.weight_decay)
         for name in ('lr', 'momentum', 'weight_decay'): object.__setattr__(self, name, float(getattr(self, name)))   # a checkpoint holds no NumPy scalars
         if self.n_warmup>=self.n_epochs: raise ValueError(f"Recipe: n_warmup must be less than n_epochs={self.n_epochs}, got {self.n_warmup}")
         for name, known in (('optimizer', OPTIMIZERS), ('schedule', SCHEDULES)):
