@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from .kernels import check_range
+from .kernels import can_look, check_range
 from .losses import Loss, check_choice
-from .pairs import block_repulsion, class_repulsion, embeddings, full_precision, log_repulsion, positives
+from .pairs import block_repulsion, check_tensor, class_repulsion, embeddings, full_precision, log_repulsion, positives
 
 # %% ../nbs/04_label_losses.ipynb #81a4f6bc
 def labelled(
@@ -25,12 +25,13 @@ def labelled(
     validate:bool,
 )->tuple[Tensor, Tensor]: # (V*B, D) view after view, (V*B,)
     "All rows of all views with their labels, checked and on the sphere."
-    if not isinstance(z, Tensor) or z.ndim!=3: raise ValueError(f"{who}: z must have shape (V, B, D), got {tuple(getattr(z, 'shape', ()))}")
-    V, B, D = z.shape
+    check_tensor(who, 'z', z, 'V, B, D')
+    V, B, _ = z.shape
+    if V<1: raise ValueError(f"{who}: needs V >= 1 views, got {V}")
     if B<2: raise ValueError(f"{who}: a batch of {B} has no negatives, use B >= 2")
     labels = torch.arange(B, device=z.device) if labels is None else integers(who, 'labels', labels, z, B)
-    rows, = embeddings(who, z.reshape(V*B, D), normalize=normalize, validate=validate, names=('z',))
-    return rows, labels.repeat(V)
+    rows = embeddings(who, *z.unbind(), normalize=normalize, validate=validate, names=['z'] if V==1 else [f'z[{v}]' for v in range(V)])
+    return rows.flatten(0, 1), labels.repeat(V)
 
 def beside(
     who:str, name:str,
@@ -39,7 +40,8 @@ def beside(
     *shape:int,    # that `x` must have
 )->Tensor:
     "The tensor `x`, if it has that shape and stands on the device of `z`."
-    if not isinstance(x, Tensor) or x.shape!=shape: raise ValueError(f"{who}: {name} must have shape {shape}, got {tuple(getattr(x, 'shape', ()))}")
+    if not isinstance(x, Tensor): raise ValueError(f"{who}: {name} must be a tensor, got {type(x).__name__}")
+    if x.shape!=shape: raise ValueError(f"{who}: {name} must have shape {shape}, got {tuple(x.shape)}")
     if x.device!=z.device: raise ValueError(f"{who}: {name} must be on the device of the embeddings, {z.device}, got {x.device}")
     return x
 
@@ -121,7 +123,7 @@ def soft_supcon(
     beside('soft_supcon', 'positives', w, x, N, N)
     if w.is_complex(): raise ValueError(f"soft_supcon: positives must be real, got {w.dtype}")
     w = w.to(x.dtype).masked_fill(torch.eye(N, dtype=torch.bool, device=w.device), 0)
-    if validate and w.device.type=='cpu' and not torch.compiler.is_compiling() and not ((w>=0) & (w<torch.inf)).all(): raise ValueError("soft_supcon: positives must be finite weights >= 0")
+    if validate and can_look(w) and not ((w>=0) & (w<torch.inf)).all(): raise ValueError("soft_supcon: positives must be finite weights >= 0")
     largest = w.detach().amax(1, keepdim=True)   # of a row, whose scale doesn't matter
     w = w/largest.where(largest>0, 1)
     total = w.sum(1)
@@ -144,7 +146,7 @@ def nscl(
     x, y = labelled('nscl', z, labels, normalize, validate)
     V, B, _ = z.shape
     if V<2: raise ValueError(f"nscl: needs V >= 2 views, got {V}")
-    if validate and y.device.type=='cpu' and not torch.compiler.is_compiling() and (y==y[0]).all():
+    if validate and can_look(y) and (y==y[0]).all():
         raise ValueError(f"nscl: needs two classes or more in a batch, all {B} labels are {y[0].item()}")
     views = x.view(V, B, -1)
     pull = torch.stack([torch.stack([positives(a, b) for b in views]) for a in views])/temperature
@@ -210,45 +212,49 @@ def clop(
     lam = check_range('clop', 'lam', lam, 0)
     check_choice('clop', 'distance', distance, ('cos', 'l2', 'l1'))
     x, y = labelled('clop', z, labels, normalize, validate)
-    if not isinstance(prototypes, Tensor) or prototypes.ndim!=2 or not len(prototypes) or prototypes.shape[1]!=x.shape[1]:
-        raise ValueError(f"clop: prototypes must have shape (C, {x.shape[1]}) with C >= 1, got {tuple(getattr(prototypes, 'shape', ()))}")
+    check_tensor('clop', 'prototypes', prototypes, 'C, D')
+    if not len(prototypes) or prototypes.shape[1]!=x.shape[1]:
+        raise ValueError(f"clop: prototypes must have shape (C, {x.shape[1]}) with C >= 1, got {tuple(prototypes.shape)}")
     beside('clop', 'prototypes', prototypes, x, *prototypes.shape)
-    if validate and y.device.type=='cpu' and not torch.compiler.is_compiling() and not ((y>=-1) & (y<len(prototypes))).all():
+    if validate and can_look(y) and not ((y>=-1) & (y<len(prototypes))).all():
         raise ValueError(f"clop: labels must be from -1 to {len(prototypes)-1}, got {y.min().item()} to {y.max().item()}")
-    if validate and y.device.type=='cpu' and not torch.compiler.is_compiling() and not prototypes.isfinite().all(): raise ValueError("clop: prototypes must be finite")
+    if validate and can_look(y) and not prototypes.isfinite().all(): raise ValueError("clop: prototypes must be finite")
     known, target = y>=0, prototypes.to(x.dtype)[y.clamp_min(0)]
     if distance=='cos': d = 1 - positives(x, target)
     else: d = torch.linalg.vector_norm(x - target, ord=2 if distance=='l2' else 1, dim=1)
     return lam*(d*known).sum()/known.sum().clamp_min(1)
 
 # %% ../nbs/04_label_losses.ipynb #aa81e0e9
-class LabelLoss(Loss): example, split = (torch.eye(2).expand(2, 2, 2), torch.tensor([0, 1])), (1, 0, None, None)   # (V, B, D), (B,), what else all share
+class LabelLoss(Loss): example, split = (torch.eye(2).expand(2, 2, 2), torch.tensor([0, 1])), (1, 0)   # (V, B, D), (B,)
 class SupCon(LabelLoss): fn = staticmethod(supcon)
 class ReLUSCL(LabelLoss): fn = staticmethod(relu_scl)
 class NSCL(LabelLoss): fn = staticmethod(nscl)
-class DSCL(LabelLoss): fn = staticmethod(dscl)
+class DSCL(LabelLoss): fn, split = staticmethod(dscl), (1, 0, None, None)   # all share the queue
 class SoftSupCon(LabelLoss):
     fn = staticmethod(soft_supcon)
     example, split = (LabelLoss.example[0], torch.eye(4)), (1, None)
 class CLOP(LabelLoss):
     fn = staticmethod(clop)
-    example = *LabelLoss.example, torch.eye(2)
+    example, split = (*LabelLoss.example, torch.eye(2)), (1, 0, None)
 
 LABEL_LOSSES = {c.fn.__name__: c for c in (SupCon, ReLUSCL, SoftSupCon, NSCL, DSCL, CLOP)}
 
 # %% ../nbs/04_label_losses.ipynb #07f2b841
 class ByLabel(nn.Module):
-    "Any loss as `loss(embeddings, labels)`."
+    "A loss as `loss(embeddings, labels)`; one with labels sees a single view, which NSCL and DSCL refuse."
     def __init__(self, loss:Loss):
         super().__init__()
-        self.loss = loss
+        self.loss, self.split = loss, (0, 0, *loss.split[2:])
+
+    @property
+    def label(self)->str: return self.loss.label
 
     def forward(self,
         embeddings:Tensor,   # (N, D)
         labels:Tensor,       # (N,) integers; for losses without labels, each of them as often as there are views
         *others,             # what else a loss with labels takes, such as CLOP's prototypes
     )->Tensor:               # ()
-        if not isinstance(embeddings, Tensor) or embeddings.ndim!=2: raise ValueError(f"ByLabel: embeddings must have shape (N, D), got {tuple(getattr(embeddings, 'shape', ()))}")
+        check_tensor('ByLabel', 'embeddings', embeddings, 'N, D')
         rows, labels = labelled('ByLabel', embeddings[None], labels, normalize=False, validate=False)
         takes = self.loss.split
         if len(takes)>1 and takes[0]==1: return self.loss(rows[None], labels, *others)

@@ -16,14 +16,15 @@ import inspect
 import math
 import numbers
 from dataclasses import fields, is_dataclass
+from functools import reduce
 from itertools import combinations, permutations
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, relu, softplus
 
-from .kernels import Kernel, check_kernel, check_range, gaussian, make_kernel
-from .pairs import embeddings, full_precision, log_repulsion, log_repulsions, mean_kernel, off_diagonal, positive_sqdist, positives, strips
+from .kernels import Kernel, can_look, check_kernel, check_range, gaussian, make_kernel
+from .pairs import check_tensor, embeddings, full_precision, log_repulsion, log_repulsions, mean_kernel, off_diagonal, positive_sqdist, positives, strips
 from .sphere import sqdist, unit
 
 # %% ../nbs/03_losses.ipynb #6d295b84
@@ -39,8 +40,8 @@ def infonce(
     temperature = check_range('infonce', 'temperature', temperature, above=0)
     z1, z2 = z = embeddings('infonce', z1, z2, normalize=normalize, validate=validate)
     p = positives(z1, z2)/temperature
-    repel = log_repulsions(z, temperature=temperature, within=False) if symmetric else log_repulsion(z1, z2, temperature=temperature)
-    return softplus(repel - p).mean()
+    repel = log_repulsions(z, temperature=temperature, within=False).unbind() if symmetric else [log_repulsion(z1, z2, temperature=temperature)]
+    return torch.stack([softplus(r - p).mean() for r in repel]).mean()   # one by one: of both together PyTorch 2.13 compiles a wrong gradient for D <= 4
 
 # %% ../nbs/03_losses.ipynb #c6ed9063
 def ntxent(
@@ -106,9 +107,9 @@ def kcl(
     z1, z2 = z = embeddings('kcl', z1, z2, normalize=normalize, validate=validate)
     attract = (attraction or kernel)(positive_sqdist(z1, z2)).mean()
     repel = mean_kernel(z, kernel, radial=not normalize)
-    if validate and z1.device.type=='cpu' and not torch.compiler.is_compiling():
+    if validate and can_look(z1):
         for k, what, value in ((attraction or kernel, 'positives', attract), (kernel, 'rows of one view', repel)):
-            if math.isinf(value.item()): raise ValueError(f"kcl: two {what} coincide or nearly so, where {k} has a pole; use s < 0 or another kernel")
+            if value.item()==math.inf: raise ValueError(f"kcl: two {what} coincide or nearly so, where {k} has a pole; use s < 0 or another kernel")
     return 2*gamma*(1. if energy_scale is None else energy_scale)*repel - 2*attract
 
 # %% ../nbs/03_losses.ipynb #8ca9e516
@@ -197,11 +198,11 @@ def energy(
 )->Tensor:                          # ()
     "Mean of a kernel over pairs within each view, averaged over the two views."
     check_kernel('energy', 'kernel', kernel)
-    if log and not isinstance(kernel, gaussian) and not torch.compiler.is_compiling() and not kernel(torch.ones((), dtype=torch.float64))>0: raise ValueError(f"energy: log needs a kernel of positive values, got {kernel}")
+    if log and not isinstance(kernel, gaussian) and can_look(one := torch.ones((), dtype=torch.float64)) and not kernel(one)>0: raise ValueError(f"energy: log needs a kernel of positive values, got {kernel}")
     z = embeddings('energy', z1, z2, normalize=normalize, validate=validate)
     if log and isinstance(kernel, gaussian): return sum(log_mean_gaussian(v, kernel.t) for v in z)/2
     means = [mean_kernel(v, kernel, radial=not normalize) for v in (z.unbind() if log else (z,))]   # of the two together, or one by one for their logs
-    if validate and z1.device.type=='cpu' and not torch.compiler.is_compiling() and any(m.isinf() for m in means):
+    if validate and can_look(z1) and any(m==math.inf for m in means):
         raise ValueError(f"energy: two rows of one view coincide or nearly so, where {kernel} has a pole; use s < 0 or another kernel")
     return sum(m.log() for m in means)/2 if log else means[0]
 
@@ -287,7 +288,7 @@ def barlow(
     lam = check_range('barlow', 'lam', lam, 0)
     scale, eps = (check_range('barlow', name, value, above=0) for name, value in (('scale', scale), ('eps', eps)))
     def standard(z):
-        z = z - z.mean(0)
+        for _ in range(2): z = z - z.mean(0)   # again, for what rounding left of a large mean
         size = z.detach().abs().amax(0).clamp_min(1)   # so that no square overflows
         return z/size/((z/size).var(0, correction=0) + eps/size**2).sqrt()
     z1, z2 = map(standard, embeddings('barlow', z1, z2, normalize=normalize, validate=validate))
@@ -347,7 +348,7 @@ def stacked_views(
     validate:bool,
 )->Tensor:                # (V, B, D)
     "The views, checked and on the sphere."
-    if not isinstance(z, Tensor) or z.ndim!=3: raise ValueError(f"{who}: z must have shape (V, B, D), got {tuple(getattr(z, 'shape', ()))}")
+    check_tensor(who, 'z', z, 'V, B, D')
     if len(z)<2: raise ValueError(f"{who}: needs V >= 2 views, got {len(z)}")
     return embeddings(who, *z.unbind(), normalize=normalize, validate=validate, names=tuple(f'z[{v}]' for v in range(len(z))))
 
@@ -368,7 +369,7 @@ def mv_infonce(
     check_choice('mv_infonce', 'negatives', negatives, ('all', 'cross'))
     z = stacked_views('mv_infonce', z, normalize, validate)
     attract = torch.logsumexp(pair_cosines(z)/temperature, 0) + math.log(2)   # each pair in both orders
-    repel = log_repulsions(z, temperature=temperature, within=negatives=='all').logsumexp(0)
+    repel = reduce(torch.logaddexp, log_repulsions(z, temperature=temperature, within=negatives=='all').unbind())   # no logsumexp, for the reason in `infonce`
     return softplus(repel - attract).mean()
 
 # %% ../nbs/03_losses.ipynb #2da4da58
@@ -493,6 +494,7 @@ class Loss(nn.Module):
         if not isinstance(learn_temperature, bool): raise ValueError(f"{name}: learn_temperature must be True or False, got {learn_temperature!r}")
         if learn_temperature:
             if 'temperature' not in known: raise ValueError(f"{name}: it has no temperature to learn")
+            if not self.params['temperature']>=.01: raise ValueError(f"{name}: a temperature to learn must be at least 0.01, got {self.params['temperature']!r}")
             self.log_temperature = nn.Parameter(torch.tensor(float(self.params['temperature'])).log())
 
     def forward(self,
@@ -551,7 +553,7 @@ MULTIVIEW_LOSSES = {c.fn.__name__: c for c in (MVInfoNCE, MVDHEL, PVC, CACR, AIn
 
 # %% ../nbs/03_losses.ipynb #5ef17837
 class Sum(nn.Module):
-    "Weighted sum of losses of the same inputs, such as `Sum(NTXent(temperature=.1), VRNS(n=50000), weights=(1, 30))`."
+    "Weighted sum of losses of the same inputs, such as `Sum(NTXent(temperature=.1), VRNS(n=50000), weights=(1, 30))`; one that takes fewer gets the first of them."
     def __init__(self,
         *losses:nn.Module,
         weights:tuple=None,   # a number for each loss, default all 1
@@ -560,12 +562,17 @@ class Sum(nn.Module):
         self.weights = (1,)*len(losses) if weights is None else tuple(weights)
         if not losses or len(self.weights)!=len(losses): raise ValueError(f"Sum: needs a loss or more and as many weights, got {len(losses)} and {len(self.weights)}")
         self.weights = tuple(check_range('Sum', 'weights', w) for w in self.weights)
-        self.losses, self.split = nn.ModuleList(losses), losses[0].split
+        self.losses, self.split = nn.ModuleList(losses), max(splits := [getattr(loss, 'split', losses[0].split) for loss in losses], key=len)
+        for loss, split in zip(losses, splits):
+            if split!=self.split[:len(split)]: raise ValueError(f"Sum: all losses must take the same inputs, got {type(loss).__name__}, whose inputs split along {split}, beside one with {self.split}")
+        self.counts = [len(split) for split in splits]
 
-    def forward(self, *inputs:Tensor)->Tensor: return sum(w*loss(*inputs) for w, loss in zip(self.weights, self.losses))   # ()
+    def forward(self, *inputs:Tensor)->Tensor: return sum(w*loss(*inputs[:n]) for w, n, loss in zip(self.weights, self.counts, self.losses))   # ()
 
     @property
-    def label(self)->str: return ' + '.join(('' if w==1 else f'{w}*') + loss.label for w, loss in zip(self.weights, self.losses))
+    def label(self)->str:
+        def term(w, loss): return loss.label if w==1 else f'{w}*({loss.label})' if isinstance(loss, Sum) else f'{w}*{loss.label}'
+        return ' + '.join(map(term, self.weights, self.losses))
 
 class Pairwise(nn.Module):
     "Mean of a two-view loss over all pairs of views, such as `Pairwise(DHEL(temperature=.3))`."
@@ -577,7 +584,8 @@ class Pairwise(nn.Module):
     def forward(self,
         z:Tensor,   # (V, B, D) embeddings of V >= 2 views
     )->Tensor:      # ()
-        if not isinstance(z, Tensor) or z.ndim!=3 or len(z)<2: raise ValueError(f"Pairwise: z must have shape (V, B, D) with V >= 2, got {tuple(getattr(z, 'shape', ()))}")
+        check_tensor('Pairwise', 'z', z, 'V, B, D')
+        if len(z)<2: raise ValueError(f"Pairwise: needs V >= 2 views, got {len(z)}")
         return torch.stack([self.loss(a, b) for a, b in combinations(z.unbind(), 2)]).mean()
 
     @property
@@ -591,7 +599,8 @@ def make_loss(
 )->Loss:
     "The loss of that name as a module."
     if name not in registry: raise ValueError(f"unknown loss {name!r}, known: {', '.join(registry)}")
-    if params.get('kernel')=='gaussian_riesz' and 'attraction' in loss_parameters(registry[name].fn): params |= dict(kernel='riesz', attraction=params.get('attraction', 'gaussian'))
+    if str(params.get('kernel')).startswith('gaussian_riesz') and 'attraction' in loss_parameters(registry[name].fn):
+        params = dict(attraction='gaussian') | params | dict(kernel=params['kernel'].removeprefix('gaussian_'))
     if isinstance(params.get('kernel'), str) and 'kernel' in loss_parameters(registry[name].fn):
         own = [p for p in params if p not in loss_parameters(registry[name].fn) and p!='learn_temperature']
         params['kernel'] = make_kernel(params['kernel'], **{p: params.pop(p) for p in own})

@@ -195,7 +195,7 @@ def test_around_a_million_pairs(B):
 
 @pytest.mark.parametrize('name', BY_LABELS)
 @pytest.mark.parametrize('bad, text', [(labels[:3], r'shape \(4,\), got \(3,\)'), (labels[:, None], r'shape \(4,\), got \(4, 1\)'), (labels.float(), 'integers, got torch.float32'), (labels.bool(), 'integers, got torch.bool'),
-                                       (labels.to(torch.complex64), 'integers, got torch.complex64'), (labels.tolist(), r'shape \(4,\), got \(\)')], ids=['length', '2-D', 'float', 'bool', 'complex', 'list'])
+                                       (labels.to(torch.complex64), 'integers, got torch.complex64'), (labels.tolist(), 'a tensor, got list'), (labels.numpy(), 'a tensor, got ndarray')], ids=['length', '2-D', 'float', 'bool', 'complex', 'list', 'numpy'])
 def test_bad_labels_are_refused(name, bad, text):
     with pytest.raises(ValueError, match=f'{name}: labels must.*{text}'): BY_LABELS[name](two, bad, temperature=.2)
 
@@ -213,7 +213,7 @@ def test_rows_by_label_in_any_order():
     assert_close(ByLabel(SupCon(temperature=.2))(rows, by), supcon(two, temperature=.2))
 
 @pytest.mark.parametrize('call, text', [
-    (lambda: dscl(two, labels, z[:, :2], labels, temperature=.2), r'queue must have shape \(4, 3\), got \(4, 2\)'), (lambda: dscl(two, labels, z, temperature=.2), r'queue_labels must have shape \(4,\)'),
+    (lambda: dscl(two, labels, z[:, :2], labels, temperature=.2), r'queue must have shape \(4, 3\), got \(4, 2\)'), (lambda: dscl(two, labels, z, temperature=.2), 'queue_labels must be a tensor, got NoneType'), (lambda: dscl(two, labels, z, labels[:2], temperature=.2), r'queue_labels must have shape \(4,\)'),
     (lambda: dscl(two, labels, z*math.nan, labels, temperature=.2), 'must be finite, row 8 holds nan'), (lambda: dscl(torch.cat([two, two]), labels, temperature=.2), 'needs V = 2 views, got 4'),
     (lambda: soft_supcon(two, torch.ones(8, 7), temperature=.2), r'shape \(8, 8\), got \(8, 7\)'), (lambda: soft_supcon(two, torch.full((8, 8), math.nan), temperature=.2), 'weights >= 0'),
     (lambda: soft_supcon(two, torch.ones(8, 8, dtype=torch.complex64), temperature=.2), 'must be real'), (lambda: clop(two, labels, torch.eye(3)[:2]), 'labels must be from -1 to 1, got 0 to 2'),
@@ -221,7 +221,8 @@ def test_rows_by_label_in_any_order():
     (lambda: clop(two, labels - 2, torch.ones(0, 3)), r'got \(0, 3\)'), (lambda: clop(two, labels, torch.full((3, 3), math.nan)), 'prototypes must be finite'),
     (lambda: dscl(two, labels, z[0, 0], labels, temperature=.2), r'queue must have shape \(K, 3\) and be floating point, got \(\)'), (lambda: dscl(two, labels, z.long(), labels, temperature=.2), 'torch.int64'),
     (lambda: ByLabel(CLOP())(two, labels), r'embeddings must have shape \(N, D\), got \(2, 4, 3\)'),
-], ids=['queue', 'no queue labels', 'queue nan', 'four views', 'weights', 'weights nan', 'weights complex', 'class', 'label -2', 'prototypes', 'no prototypes', 'prototypes nan', 'queue of one number', 'queue integer', 'by label'])
+    (lambda: supcon(torch.stack([z, z*math.nan]), labels, temperature=.2), r'z\[1\] must be finite, row 0 holds nan'), (lambda: soft_supcon(two, torch.ones(8, 8).numpy(), temperature=.2), 'must be a tensor, got ndarray'),
+], ids=['queue', 'no queue labels', 'few queue labels', 'queue nan', 'four views', 'weights', 'weights nan', 'weights complex', 'class', 'label -2', 'prototypes', 'no prototypes', 'prototypes nan', 'queue of one number', 'queue integer', 'by label', 'nan in a view', 'numpy'])
 def test_bad_company_is_refused(call, text):
     with pytest.raises(ValueError, match=text): call()
 

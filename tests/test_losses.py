@@ -8,8 +8,8 @@ import torch
 
 from contrastive_nb import pairs
 from contrastive_nb.kernels import gaussian, imq, make_kernel, riesz
-from contrastive_nb.label_losses import LABEL_LOSSES, clop, dscl, nscl, orthonormal_prototypes, relu_scl, soft_supcon, supcon
-from contrastive_nb.losses import (LOSSES, MULTIVIEW_LOSSES, InfoNCE, Pairwise, Sum, VRNS, ainfonce, align_uniform, barlow, cacr, dcl, dclw, dhel, energy, infonce, kcl, make_loss,
+from contrastive_nb.label_losses import CLOP, LABEL_LOSSES, ByLabel, SupCon, clop, dscl, nscl, orthonormal_prototypes, relu_scl, soft_supcon, supcon
+from contrastive_nb.losses import (DHEL, LOSSES, MULTIVIEW_LOSSES, InfoNCE, NTXent, Pairwise, Sum, VRNS, ainfonce, align_uniform, barlow, cacr, dcl, dclw, dhel, energy, infonce, kcl, make_loss,
                                    mv_dhel, mv_infonce, ntxent, pvc, siglip, spectral, ssge, vicreg, vrns)
 
 
@@ -384,6 +384,57 @@ def test_learnt_parameters_belong_to_the_module():
     assert other(z, -z)==loss(z, -z)==siglip(z, -z)
     loss(z, -z).backward()
     assert loss.scale.grad!=0 and loss.bias.grad!=0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('loss', ['infonce', 'mv_infonce'])
+def test_gradients_compiled_in_few_dimensions(loss):
+    "The default compiler of PyTorch 2.13 takes the gradient of a log-softmax both ways, stacked, for another one where D <= 4."
+    fn = dict(infonce=lambda a, b: infonce(a, b, temperature=.3), mv_infonce=lambda a, b: mv_infonce(torch.stack([a, b]), temperature=.3, negatives='cross'))[loss]
+    x = [v.float().requires_grad_() for v in torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0))]
+    for compiled, plain in zip(torch.autograd.grad(torch.compile(fn, fullgraph=True)(*x), x), torch.autograd.grad(fn(*x), x)): torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_a_number_may_change_between_calls_of_a_graph():
+    loss = torch.compile(lambda a, b, T: ntxent(a, b, temperature=T), backend='eager', fullgraph=True)
+    for T in (.3, .2, .1): torch.testing.assert_close(loss(z, -z, T), ntxent(z, -z, temperature=T))
+
+
+def test_losses_look_at_nothing_under_vmap():
+    both, other = torch.stack([z, -z]), z.roll(1, 0)
+    for loss in (lambda a: ntxent(a, other, temperature=.3), lambda a: kcl(a, other, kernel=riesz(1.)), lambda a: energy(a, other, kernel=riesz(1.)), lambda a: nscl(torch.stack([a, other]), torch.arange(len(z)), temperature=.3)):
+        torch.testing.assert_close(torch.vmap(loss)(both), torch.stack([loss(a) for a in both]))
+
+
+def test_a_constant_column_far_from_zero_is_no_column():
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 64, 4, generator=g)
+    a[:, 0] = b[:, 0] = 0
+    far = torch.tensor([1e5 + .3, 0, 0, 0])
+    torch.testing.assert_close(barlow(a + far, b + far), barlow(a, b))
+
+
+def test_a_sum_hands_each_loss_what_it_takes():
+    labels, P = torch.tensor([0, 0, 1, 1]), torch.eye(4, z.shape[1], dtype=z.dtype)
+    rows = torch.cat([z[:4], -z[:4]])
+    views = rows.view(2, 4, -1)
+    both = Sum(SupCon(temperature=.1), CLOP())
+    assert both.split==(1, 0, None) and both(views, labels, P)==supcon(views, labels, temperature=.1) + clop(views, labels, P)
+    twice = torch.arange(4).repeat(2)
+    flat = Sum(ByLabel(NTXent(temperature=.1)), ByLabel(CLOP()), weights=(1, 2))
+    assert flat.label=='ntxent(temperature=0.1) + 2*clop(lam=1.0)'
+    torch.testing.assert_close(flat(rows, twice, P), ntxent(*views, temperature=.1) + 2*clop(rows[None], twice, P))
+    assert Sum(Sum(NTXent(temperature=.1), VRNS(n=10)), DHEL(temperature=.3), weights=(2, 3)).label=='2*(ntxent(temperature=0.1) + vrns(n=10)) + 3*dhel(temperature=0.3)'
+    with pytest.raises(ValueError, match='all losses must take the same inputs, got SupCon'): Sum(NTXent(temperature=.1), SupCon(temperature=.1))
+
+
+def test_kernels_written_as_calls():
+    assert make_loss('kcl', kernel='gaussian_riesz(s=1.)').label==make_loss('kcl', kernel='gaussian_riesz', s=1.).label=='kcl(kernel=riesz(s=1.0), gamma=16.0, attraction=gaussian(t=2.0))'
+    with pytest.raises(ValueError, match='gaussian: t is given twice'): make_loss('kcl', kernel='gaussian(t=2.)', t=3.)
+
+
+def test_a_temperature_to_learn_starts_where_it_may_be():
+    with pytest.raises(ValueError, match='a temperature to learn must be at least 0.01, got 0.001'): NTXent(temperature=.001, learn_temperature=True)
 
 
 class Bell(torch.nn.Module):
