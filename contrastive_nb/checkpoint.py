@@ -73,11 +73,11 @@ def save_checkpoint(
 
 def _aged(path:Path, age:int)->Path:
     "The file of the checkpoint that is `age` checkpoints older than the newest."
-    return path.with_name(f'{path.stem}.{age}{path.suffix}') if age else path
+    return path.with_name(f'{path.stem}.older-{age}{path.suffix}') if age else path
 
 def _kept(path:Path)->list[tuple[int, Path]]:
     "Age and file of all checkpoints, the newest first."
-    name = re.compile(rf'{re.escape(path.stem)}(?:\.(\d+))?{re.escape(path.suffix)}')
+    name = re.compile(rf'{re.escape(path.stem)}(?:\.older-(\d+))?{re.escape(path.suffix)}')
     return sorted((int(m[1] or 0), p) for p in (path.parent.iterdir() if path.parent.is_dir() else ()) if (m := name.fullmatch(p.name)))
 
 def newest_checkpoint(

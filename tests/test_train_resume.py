@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from contrastive_nb.checkpoint import load_checkpoint, save_checkpoint
 from contrastive_nb.encoders import make_encoder
 from contrastive_nb.losses import DHEL, NTXent, dhel
 from contrastive_nb.optim import Recipe
@@ -113,7 +114,7 @@ def test_killed_while_older_checkpoints_move(script, whole, tmp_path, moment, co
     assert len(list(folder.glob('checkpoint*.pt'))) in (1, 2, 3)
     assert run(script, folder, 'never', '0', 'sgd', keep=3).returncode==0
     assert end(folder)['train_loss']==whole('sgd')['train_loss'] and all(torch.equal(v, end(folder)['model'][k]) for k, v in whole('sgd')['model'].items())
-    assert sorted(p.name for p in folder.iterdir())==['checkpoint.1.pt', 'checkpoint.2.pt', 'checkpoint.pt', 'end.pt']
+    assert sorted(p.name for p in folder.iterdir())==['checkpoint.older-1.pt', 'checkpoint.older-2.pt', 'checkpoint.pt', 'end.pt']
 
 
 def test_a_damaged_newest_checkpoint(script, whole, tmp_path):
@@ -122,8 +123,23 @@ def test_a_damaged_newest_checkpoint(script, whole, tmp_path):
     assert run(script, folder, 'step', '12', 'sgd', keep=2).returncode==-9   # in epoch 4, so that 2 and 3 are kept
     os.truncate(folder/'checkpoint.pt', (folder/'checkpoint.pt').stat().st_size//2)
     again = run(script, folder, 'never', '0', 'sgd', keep=2)
-    assert again.returncode==0 and 'going on from checkpoint.1.pt, after epoch 2' in again.stderr, again.stderr[-3000:]
+    assert again.returncode==0 and 'going on from checkpoint.older-1.pt, after epoch 2' in again.stderr, again.stderr[-3000:]
     assert end(folder)['train_loss']==whole('sgd')['train_loss'] and all(torch.equal(v, end(folder)['model'][k]) for k, v in whole('sgd')['model'].items())
+
+
+def tiny(**training):
+    "What is saved of a training, and loaded again, without its history."
+    model = torch.nn.Linear(3, 2)
+    return dict(model=model, optimizer=torch.optim.SGD(model.parameters(), .1), generator=torch.Generator(), training=training)
+
+
+def test_a_number_at_the_end_of_a_name_is_no_age(tmp_path):
+    one, other = tmp_path/'t1.pt', tmp_path/'t1.5.pt'
+    save_checkpoint(other, **tiny(t=1.5), history={})
+    assert load_checkpoint(one, **tiny(t=1))=={}
+    for _ in range(2): save_checkpoint(one, **tiny(t=1), history={}, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir())==['t1.5.pt', 't1.older-1.pt', 't1.pt']
+    load_checkpoint(other, **tiny(t=1.5))
 
 
 class Killed(Exception): pass
