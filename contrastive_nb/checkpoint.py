@@ -119,13 +119,14 @@ def read_checkpoint(
 )->dict:  # `STATE`
     "The content of a checkpoint, refused where it could run code, explode or is not whole."
     def damaged(why): return ValueError(f"read_checkpoint: {path} must be a whole checkpoint of tensors and plain values, {why}; remedy: remove it to start anew")
-    try:
-        with zipfile.ZipFile(path) as z:
-            packed = any(f.compress_type!=zipfile.ZIP_STORED for f in z.infolist())
-            if not packed and (bad := z.testzip()): raise ValueError(f'{bad} differs from its checksum')   # which torch.load doesn't look at
-        state = {} if packed else torch.load(path, weights_only=True, map_location='cpu')   # torch.save never packs, and a small file could fill the memory
-    except OSError: raise
-    except Exception as error: raise damaged(f"got {type(error).__name__}: {str(error).splitlines()[0]}") from error
+    with open(path, 'rb') as file:
+        try:
+            with zipfile.ZipFile(file) as z:
+                packed = any(f.compress_type!=zipfile.ZIP_STORED for f in z.infolist())
+                if not packed and (bad := z.testzip()): raise ValueError(f'{bad} differs from its checksum')   # which torch.load doesn't look at
+            file.seek(0)
+            state = {} if packed else torch.load(file, weights_only=True, map_location='cpu')   # torch.save never packs, and a small file could fill the memory
+        except Exception as error: raise damaged(f"got {type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
     if packed: raise damaged('got packed content')
     if not isinstance(state, dict) or (missing := [k for k in STATE if k not in state]): raise damaged(f"{', '.join(missing) if isinstance(state, dict) else 'all'} missing")
     if wrong := [k for k in ('model', 'optimizer', 'training', 'history') if not isinstance(state[k], dict)]: raise damaged(f"{', '.join(wrong)} must be a dictionary")

@@ -1,5 +1,6 @@
 "A training that is killed at any moment and started again ends with the same weights and history, bit for bit on a CPU."
 import os
+import struct
 import subprocess
 import sys
 import textwrap
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from contrastive_nb.checkpoint import load_checkpoint, save_checkpoint
+from contrastive_nb.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from contrastive_nb.encoders import make_encoder
 from contrastive_nb.losses import DHEL, NTXent, dhel
 from contrastive_nb.optim import Recipe
@@ -140,6 +141,30 @@ def test_a_number_at_the_end_of_a_name_is_no_age(tmp_path):
     for _ in range(2): save_checkpoint(one, **tiny(t=1), history={}, keep=2)
     assert sorted(p.name for p in tmp_path.iterdir())==['t1.5.pt', 't1.older-1.pt', 't1.pt']
     load_checkpoint(other, **tiny(t=1.5))
+
+
+def spoil(path, how):
+    "Damage the list of contents at the end of a checkpoint."
+    content = bytearray(path.read_bytes())
+    last = content.rfind(b'PK\1\2')
+    if how=='sizes': content[last+20:last+28] = struct.pack('<II', 10**6, 10**6)
+    if how=='place': content[-50:-42] = struct.pack('<q', 2**62)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize('how', ['sizes', 'place'])
+def test_any_damage_is_passed_over(tmp_path, how):
+    "Python's own reader says EOFError, without a word, and OSError here."
+    path = tmp_path/'checkpoint.pt'
+    for n in (1, 2): save_checkpoint(path, **tiny(), history=dict(train_loss=[1.]*n), keep=2)
+    spoil(path, how)
+    with pytest.raises(ValueError, match='must be a whole checkpoint'): read_checkpoint(path)
+    with pytest.warns(UserWarning, match='going on from checkpoint.older-1.pt, after epoch 1'): load_checkpoint(path, **tiny())
+
+
+def test_a_checkpoint_that_cannot_be_opened_is_no_damage(tmp_path):
+    (tmp_path/'checkpoint.pt').mkdir()
+    with pytest.raises(IsADirectoryError): load_checkpoint(tmp_path/'checkpoint.pt', **tiny())
 
 
 class Killed(Exception): pass
