@@ -7,6 +7,7 @@ __all__ = ['STATE', 'not_finite', 'load_into', 'save_checkpoint', 'newest_checkp
            'epochs_done', 'save_weights', 'read_card', 'load_weights']
 
 # %% ../nbs/checkpoint.ipynb #35900cff
+import glob
 import hashlib
 import json
 import os
@@ -96,7 +97,7 @@ def newest_checkpoint(
 def load_checkpoint(path, *, model:nn.Module, optimizer:torch.optim.Optimizer, generator:torch.Generator, training:dict)->dict[str, list]:
     "Restore model, optimiser and generator from the newest whole checkpoint of the same training; its history comes back, {} if there is none."
     path = Path(path)
-    for left in path.parent.glob(f'.{path.name}.*.tmp'): left.unlink(missing_ok=True)   # of a process that was killed while writing
+    for left in path.parent.glob(f'.{glob.escape(path.name)}.{"?"*8}.tmp'): left.unlink(missing_ok=True)   # of a process that was killed while writing; eight letters, because `a.5` is not `a`
     path, state = newest_checkpoint(path)
     if path is None: return {}
     was = state['training']

@@ -143,6 +143,14 @@ def test_a_number_at_the_end_of_a_name_is_no_age(tmp_path):
     load_checkpoint(other, **tiny(t=1.5))
 
 
+@pytest.mark.parametrize('name', ['a[1].pt', 'a', '*'])
+def test_what_was_half_written_goes_and_nothing_else(tmp_path, name):
+    half, other = tmp_path/f'.{name}.abcdefgh.tmp', tmp_path/f'.{name}.5.abcdefgh.tmp'
+    for path in half, other, tmp_path/'.b.pt.abcdefgh.tmp': path.write_bytes(b'half')
+    assert load_checkpoint(tmp_path/name, **tiny())=={}
+    assert sorted(p.name for p in tmp_path.iterdir())==sorted([other.name, '.b.pt.abcdefgh.tmp'])
+
+
 def spoil(path, how):
     "Damage the list of contents at the end of a checkpoint."
     content = bytearray(path.read_bytes())
