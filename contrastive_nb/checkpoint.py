@@ -67,6 +67,7 @@ def save_checkpoint(
                  history=history, torch=torch.__version__.split('+')[0])
     with atomic(path) as tmp:
         torch.save(state, tmp)
+        with open(tmp, 'rb+') as f: os.fsync(f.fileno())   # on disk before an older one moves
         for age in reversed(range(keep-1)):   # the oldest first; whoever is killed here leaves a gap, and no file twice
             if (one := _aged(path, age)).exists(): os.replace(one, _aged(path, age+1))
     for age, old in _kept(path):
@@ -88,7 +89,7 @@ def newest_checkpoint(
     damaged = []
     for _, one in _kept(Path(path)):
         try: state = read_checkpoint(one)
-        except ValueError as error: damaged.append(error); continue
+        except (ValueError, FileNotFoundError) as error: damaged.append(error); continue   # the latter: another process of this training removes it
         for error in damaged: warnings.warn(f"{error}; going on from {one.name}, after epoch {len(state['history'].get('train_loss', ()))}")
         return one, state
     if damaged: raise damaged[0]
@@ -96,9 +97,9 @@ def newest_checkpoint(
 
 def load_checkpoint(path, *, model:nn.Module, optimizer:torch.optim.Optimizer, generator:torch.Generator, training:dict)->dict[str, list]:
     "Restore model, optimiser and generator from the newest whole checkpoint of the same training; its history comes back, {} if there is none."
-    path = Path(path)
-    for left in path.parent.glob(f'.{glob.escape(path.name)}.{"?"*8}.tmp'): left.unlink(missing_ok=True)   # of a process that was killed while writing; eight letters, because `a.5` is not `a`
-    path, state = newest_checkpoint(path)
+    newest = Path(path)
+    for left in newest.parent.glob(f'.{glob.escape(newest.name)}.{"?"*8}.tmp'): left.unlink(missing_ok=True)   # of a process that was killed while writing; eight letters, because `a.5` is not `a`
+    path, state = newest_checkpoint(newest)
     if path is None: return {}
     was = state['training']
     changed = [f"{k} was {was.get(k)!r}, is {training.get(k)!r}" for k in sorted(was.keys() | training.keys()) if was.get(k)!=training.get(k)]
@@ -113,6 +114,8 @@ def load_checkpoint(path, *, model:nn.Module, optimizer:torch.optim.Optimizer, g
             if wrong: raise ValueError(f"{wrong[0]} for a parameter of shape {tuple(p.shape)}")
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise ValueError(f"load_checkpoint: optimiser and generator of {path} must fit this training, got {type(error).__name__}: {error}; remedy: remove it to start anew") from error
+    files = [one for _, one in _kept(newest)]
+    for damaged in files[:files.index(path)]: damaged.unlink(missing_ok=True)   # before they age, and it takes the place of a whole one
     return state['history']
 
 def read_checkpoint(

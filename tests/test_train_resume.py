@@ -128,6 +128,9 @@ def test_a_damaged_newest_checkpoint(script, whole, tmp_path):
     assert end(folder)['train_loss']==whole('sgd')['train_loss'] and all(torch.equal(v, end(folder)['model'][k]) for k, v in whole('sgd')['model'].items())
 
 
+class Killed(Exception): pass
+
+
 def tiny(**training):
     "What is saved of a training, and loaded again, without its history."
     model = torch.nn.Linear(3, 2)
@@ -170,12 +173,31 @@ def test_any_damage_is_passed_over(tmp_path, how):
     with pytest.warns(UserWarning, match='going on from checkpoint.older-1.pt, after epoch 1'): load_checkpoint(path, **tiny())
 
 
+def test_a_damaged_checkpoint_takes_the_place_of_no_whole_one(tmp_path, monkeypatch):
+    "Killed before the next one has its name, the training still goes on from the older one."
+    path, replace = tmp_path/'checkpoint.pt', os.replace
+    for n in (1, 2): save_checkpoint(path, **tiny(), history=dict(train_loss=[1.]*n), keep=2)
+    os.truncate(path, 100)
+    with pytest.warns(UserWarning, match='after epoch 1'): load_checkpoint(path, **tiny())
+    def dies(source, to):
+        if to==path: raise Killed
+        replace(source, to)
+    monkeypatch.setattr(os, 'replace', dies)
+    with pytest.raises(Killed): save_checkpoint(path, **tiny(), history=dict(train_loss=[1.]*2), keep=2)
+    assert load_checkpoint(path, **tiny())==dict(train_loss=[1.])
+
+
+def test_a_damaged_checkpoint_of_another_training_stays(tmp_path):
+    path = tmp_path/'checkpoint.pt'
+    for _ in range(2): save_checkpoint(path, **tiny(lr=.1), history={}, keep=2)
+    os.truncate(path, 100)
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match='belongs to another training'): load_checkpoint(path, **tiny(lr=.2))
+    assert path.stat().st_size==100
+
+
 def test_a_checkpoint_that_cannot_be_opened_is_no_damage(tmp_path):
     (tmp_path/'checkpoint.pt').mkdir()
     with pytest.raises(IsADirectoryError): load_checkpoint(tmp_path/'checkpoint.pt', **tiny())
-
-
-class Killed(Exception): pass
 
 
 def here(path, loss, until=None, names=('double', 'single'), all=False, **recipe):
