@@ -149,6 +149,7 @@ def save_weights(
     card:dict,         # what the weights are, plain values
 )->None:
     "Write the weights and their card."
+    if Path(path).suffix!='.safetensors': raise ValueError(f"save_weights: the path must end in .safetensors, since the card goes beside it as .json; got {path}")
     from safetensors.torch import save_file
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     if bad := not_finite(tensors): raise ValueError(f"save_weights: the weights must be finite, {_few(bad)} are not")

@@ -141,7 +141,7 @@ def load_encoder(
 )->tuple[Encoder, dict]: # on the CPU, in evaluation mode; its card
     "The encoder that the card beside the weights names, with these weights."
     spec = read_card(path).get('encoder')
-    if not isinstance(spec, dict) or set(spec)!={'name', 'channels', 'stem', 'projector'}: raise ValueError(f"load_encoder: the card of {path} must name its encoder, got {spec!r}")
+    if not isinstance(spec, dict) or {k: type(v) for k, v in spec.items()}!=dict(name=str, channels=int, stem=str, projector=list): raise ValueError(f"load_encoder: the card of {path} must name its encoder, by name, channels, stem and projector (a list), got {spec!r}")
     model = make_encoder(spec['name'], channels=spec['channels'], stem=spec['stem'], projector=tuple(spec['projector']))
     card = load_weights(path, model)
     return model.eval(), card

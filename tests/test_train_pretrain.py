@@ -7,7 +7,8 @@ import torch
 import xarray as xr
 
 import contrastive_nb.train
-from contrastive_nb.encoders import load_encoder, save_encoder
+from contrastive_nb.checkpoint import save_weights
+from contrastive_nb.encoders import load_encoder, make_encoder, save_encoder
 from contrastive_nb.experiment import Config, as_dataset, features, prepare, pretrain, probe
 
 TOY = dict(loss='dhel', loss_params=dict(temperature=.3), n_epochs=4, batch_size=64, n_train=256, n_measured=64, projector=[16, 8], device='cpu')
@@ -53,3 +54,17 @@ def test_an_encoder_comes_back_with_its_protocol(tmp_path):
     assert Config(**card['protocol']['parameters'])==config
     x = prepare(config).test.x[:8]/255
     torch.testing.assert_close(back(x), model.eval()(x))
+
+
+def test_a_card_never_takes_the_place_of_its_weights(tmp_path):
+    model = make_encoder('small', projector=(8,))
+    for name in ('w.json', 'w', 'w.pt'):
+        with pytest.raises(ValueError, match=f'must end in .safetensors.*got .*{name}'): save_encoder(tmp_path/name, model, {})
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize('change', [dict(projector=8), dict(name=8), dict(channels='3'), dict(more=1)], ids=str)
+def test_a_card_with_a_wrong_encoder_is_refused(tmp_path, change):
+    model = make_encoder('small', projector=(8,))
+    save_weights(tmp_path/'w.safetensors', model, dict(encoder=model.spec | change))
+    with pytest.raises(ValueError, match='the card of .*w.safetensors must name its encoder, by name, .*got {'): load_encoder(tmp_path/'w.safetensors')
