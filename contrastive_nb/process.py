@@ -235,4 +235,5 @@ OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT}   # sig
 
 def killed_by(number:int)->str:
     "What a signal did, in words, and what helps."
-    return f'killed by signal {number} ({signal.Signals(number).name})' + ('; a system that is out of memory does this: lower jobs, or what the run needs' if number==signal.SIGKILL else '')
+    name = next((f' ({s.name})' for s in signal.Signals if s==number), '')   # most real-time signals have none
+    return f'killed by signal {number}{name}' + ('; a system that is out of memory does this: lower jobs, or what the run needs' if number==signal.SIGKILL else '')
