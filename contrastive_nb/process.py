@@ -177,8 +177,9 @@ class Warm:
             finally:
                 with self._lock: self._leashes.discard(leash)
             if not told: return self._lost()
-            code, answer = int(told), json.loads(content) if content.endswith(b'\n') else None
-            why = 'returned' if code==0 and answer is not None else 'timeout' if late else 'stopped' if self._stopped and code<0 else 'killed' if code<0 else 'crashed'
+            code, said = int(told), content.endswith(b'\n')
+            answer = json.loads(content) if said else None
+            why = 'returned' if code==0 and said else 'timeout' if late else 'stopped' if self._stopped and code<0 else 'killed' if code<0 else 'crashed'
             return Ended(answer, code, why, _tail(log))
 
     def _lost(self)->Ended:
