@@ -7,6 +7,7 @@ __all__ = ['OUTSIDE', 'tie', 'Ended', 'Warm', 'cores', 'killed_by']
 
 # %% ../nbs/process.ipynb #3be7bf0a
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -33,8 +34,13 @@ def tie():
         os.killpg(0, signal.SIGKILL)
     threading.Thread(target=watch, daemon=True).start()
 
+def _adopt()->None:
+    "On Linux, have the orphans among this process's descendants become its children, so that it can find them."
+    with contextlib.suppress(AttributeError, OSError): ctypes.CDLL(None).prctl(36, 1)   # PR_SET_CHILD_SUBREAPER
+
 def _task(channel)->None:
     "The fork's whole life."
+    _adopt()
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGTERM): signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -60,11 +66,19 @@ def _task(channel)->None:
 def _kill(pid:int)->None:
     "Kill a task, its process group and every descendant that has left the group."
     import psutil
-    try: family = psutil.Process(pid).children(recursive=True)
+    try: family = [own := psutil.Process(pid), *own.children(recursive=True)]
     except psutil.Error: family = []
     with contextlib.suppress(OSError): os.killpg(pid, signal.SIGKILL)
     for child in family:
         with contextlib.suppress(psutil.Error): child.kill()
+
+def _sweep(spared)->None:
+    "Kill the children of this process, but for the spared, and all below them."
+    import psutil
+    for child in psutil.Process().children():
+        if child.pid in spared: continue
+        _kill(child.pid)
+        os.waitpid(child.pid, os.WNOHANG)   # one that isn't dead yet will tell when it is
 
 def _function(name:str):
     module, _, function = name.partition(':')
@@ -86,6 +100,8 @@ def _serve(fd:int, modules:list[str], prepare:str='')->None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    helpers = {child.pid for child in psutil.Process().children()}   # of the imported modules
+    _adopt()
     leashes, waiting = {}, selectors.DefaultSelector()   # process -> socket on which its end is told
     waiting.register(control, selectors.EVENT_READ, 'request')
     waiting.register(tick, selectors.EVENT_READ, 'ended')
@@ -94,7 +110,7 @@ def _serve(fd:int, modules:list[str], prepare:str='')->None:
             if key.data=='request':
                 word, fds, _, _ = socket.recv_fds(control, 1, 2)
                 if not word:
-                    for pid in leashes: _kill(pid)
+                    _sweep(helpers)
                     os._exit(0)
                 channel, leash = (socket.socket(fileno=f) for f in fds)
                 pid = os.fork()
@@ -112,9 +128,10 @@ def _serve(fd:int, modules:list[str], prepare:str='')->None:
             elif key.data=='ended':
                 with contextlib.suppress(BlockingIOError):
                     while os.read(tick, 4096): pass
-                for pid in list(leashes):
-                    if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None: continue
-                    _kill(pid)
+                ended = [pid for pid in leashes if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None]
+                for pid in ended: _kill(pid)
+                _sweep(helpers | leashes.keys())
+                for pid in ended:
                     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
                     leash = leashes.pop(pid)
                     with contextlib.suppress(KeyError): waiting.unregister(leash)

@@ -3,12 +3,15 @@ import contextlib
 import os
 import random
 import signal
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
 import xarray as xr
 
+from contrastive_nb.process import Warm
 from contrastive_nb.record import write_json
 from contrastive_nb.runs import read_state
 from toys import call, family, grid_file, kill_all, leftovers, same, start, states, toy, wait_for
@@ -166,6 +169,11 @@ def test_a_kill_after_the_result_takes_nothing_from_it(tmp_path):
     assert status==0 and (state['state'], state['attempts'])==('done', 1), (out, err)
 
 
+def alive(pid):
+    with contextlib.suppress(psutil.Error): return psutil.Process(pid).status()!='zombie'
+    return False
+
+
 @pytest.mark.parametrize('engine', ['warm', pytest.param('papermill', marks=pytest.mark.slow)])
 def test_the_time_limit_kills_all_that_the_run_started(tmp_path, engine):
     spawn = f'import os, subprocess, sys, time\nchildren = [subprocess.Popen(["sleep", "300"], start_new_session=s).pid for s in (False, True)]\nopen({str(tmp_path/"pids")!r}, "w").write(f"{{os.getpid()}} {{children[0]}} {{children[1]}}")\nwhile n==2: pass'
@@ -173,8 +181,29 @@ def test_the_time_limit_kills_all_that_the_run_started(tmp_path, engine):
     code, out, err = call('sweep', notebook, '-g', grid_file(tmp_path, product=dict(n=[2])), '-o', tmp_path/'out', '--timeout', 12 if engine=='papermill' else 6, '--engine', engine)
     assert code==1 and 'over its time limit of' in out and 'Traceback' not in out + err, (out, err)
     pids = list(map(int, (tmp_path/'pids').read_text().split()))
-    assert wait_for(lambda: not any(psutil.pid_exists(p) and psutil.Process(p).status()!='zombie' for p in pids), 10)
+    assert wait_for(lambda: not any(map(alive, pids)), 10)
     assert next(iter(states(tmp_path/'out').values()))['attempts']==1
+
+
+SPAWN = 'import os, subprocess, sys, time; child = subprocess.Popen(["sleep", "300"], start_new_session=True, stdout=subprocess.DEVNULL).pid'
+DAEMON = f'{SPAWN}; daemon = int(subprocess.check_output([sys.executable, "-c", {SPAWN + "; print(child)"!r}])); print(child, daemon, flush=True)'
+
+@pytest.mark.skipif(sys.platform!='linux', reason='Linux alone lets a process adopt orphans')
+@pytest.mark.parametrize('end, why', [('pass', 'returned'), ('1/0', 'crashed'), ('os._exit(3)', 'crashed'), ('os.kill(os.getpid(), 9)', 'killed'), ('time.sleep(60)', 'timeout')])
+def test_nothing_that_a_task_has_started_outlives_it(tmp_path, end, why):
+    "Neither a process in a session of its own nor a daemon, and another task's stay."
+    log = tmp_path/'other.txt'
+    with ThreadPoolExecutor(1) as pool, Warm() as warm:
+        other = pool.submit(warm.run, 'builtins:exec', f'{DAEMON}; time.sleep(60)', log=log)
+        assert wait_for(lambda: log.exists() and log.read_text().endswith('\n'))
+        ended = warm.run('builtins:exec', f'{DAEMON}; {end}', timeout=5 if why=='timeout' else 60, log=tmp_path/'log.txt')
+        assert ended.why==why
+        assert wait_for(lambda: not any(alive(int(p)) for p in ended.log.splitlines()[0].split()), 10)
+        theirs = [int(p) for p in log.read_text().split()]
+        assert len(theirs)==2 and all(map(alive, theirs))
+        assert wait_for(lambda: len(psutil.Process(warm.process.pid).children())==1, 10)   # the other task, and no zombie
+        warm.stop()
+        assert other.result().why=='stopped' and wait_for(lambda: not any(map(alive, theirs)), 10)
 
 
 def interrupted(tmp_path, *signals):
