@@ -235,14 +235,16 @@ def cosine_stats(
     return CosineStats(positive.mean().item(), positive.var(correction=0).item(), (u0@v0 - shift).item(), variance.item())
 
 # %% ../nbs/10_metrics.ipynb #09da8f1a
-def _spectrum(z:Tensor, centre:bool=False)->Tensor:
-    "Squared singular values of `z`, less its column means if `centre`; float64, largest first, 0 where they are only rounding."
+def _spectrum(z:Tensor, centre:bool=False)->tuple[Tensor, float]:
+    "Squared singular values of `z/scale`, less its column means if `centre`, and `scale`; float64, largest first, 0 where they are only rounding."
     z = z.detach()
     N, D = z.shape
-    mean = z.mean(0, dtype=torch.float64) if centre else None
+    scale = 2.**(math.frexp(max(abs(x.item()) for x in z.aminmax()))[1]-1)   # a power of two: no digit changes
+    mean = sum((x/scale).sum(0) for x, in _parts(z))/N if centre else None
     n = min(N, D)
     gram, strip = z.new_zeros(n, n, dtype=torch.float64), max(32, n//8)   # of a symmetric matrix, the upper part in strips
     for x, in _parts(z) if N>D else [(z.double(),)]:
+        x = x/scale
         if centre: x = x - mean
         if N<=D: x = x.T
         for i in range(0, n, strip): gram[i:i+strip, i:].addmm_(x[:, i:i+strip].T, x[:, i:])
@@ -250,21 +252,23 @@ def _spectrum(z:Tensor, centre:bool=False)->Tensor:
     eps = torch.finfo(s.dtype).eps
     rounding = eps*len(s)*s[0]
     if centre: rounding = torch.maximum(rounding, (eps*max(N, D))**2*N*mean.square().sum())
-    return s.where(s>rounding, 0)
+    return s.where(s>rounding, 0), scale
 
 def singular_values(
     z:Tensor,    # (N, D) features
 )->Tensor:       # (min(N, D),) float64, falling
     "Singular values of `z` as given, largest first; those below `sqrt(eps*D)` of the largest are 0."
     _check('singular_values', z)
-    return _spectrum(z).sqrt()
+    s, scale = _spectrum(z)
+    return s.sqrt()*scale
 
 def covariance_spectrum(
     z:Tensor,    # (N, D) features
-)->Tensor:       # (min(N, D),) float64, falling
+)->Tensor:       # (min(N, D),) float64, falling; inf or 0 where a square is beyond float64
     "Eigenvalues of the covariance of `z` (divisor N-1), largest first: the variances along the principal axes."
     _check('covariance_spectrum', z)
-    return _spectrum(z, centre=True)/(len(z)-1)
+    s, scale = _spectrum(z, centre=True)
+    return s/(len(z)-1)*scale*scale
 
 # %% ../nbs/10_metrics.ipynb #a9de7162
 def effective_rank(
@@ -275,7 +279,7 @@ def effective_rank(
     "Exponential of the entropy of the singular values' shares; uses the features as given."
     if not eps>=0: raise ValueError(f"effective_rank: eps must be >= 0, got {eps}")
     _check('effective_rank', z)
-    s = _spectrum(z).sqrt()
+    s = _spectrum(z)[0].sqrt()
     if s[0]==0: return 0.
     p = s/s.sum() + eps
     if renormalise: p = p/p.sum()
@@ -298,8 +302,9 @@ def rank(
     if not (0<=rtol<1 and (atol is None or atol>=0)):
         raise ValueError(f"rank: needs 0 <= rtol < 1 and atol >= 0, got rtol={rtol}, atol={atol}")
     _check('rank', z)
-    variance = _spectrum(z, centre=True)/(len(z)-1)
-    return float((variance > (rtol*variance[0] if atol is None else atol)).sum().item())
+    s, scale = _spectrum(z, centre=True)
+    variance = s/(len(z)-1)
+    return float((variance > (rtol*variance[0] if atol is None else atol/scale/scale)).sum().item())
 
 # %% ../nbs/10_metrics.ipynb #97e20164
 class _Classes(NamedTuple):

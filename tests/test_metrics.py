@@ -199,6 +199,9 @@ ACCEPTED = {   # name: (call, what holds for its answer)
     'rank-deficient covariance': (lambda: (metrics.rank(randn(90, 3)@randn(3, 40)), (metrics.covariance_spectrum(randn(90, 3)@randn(3, 40))>0).sum()), lambda v: v[0]==v[1]==3),
     'scale of the rows, uniformity': (lambda: metrics.uniformity(h*10**torch.linspace(-30, 30, 30).double()[:, None]) - metrics.uniformity(h), lambda v: abs(v)<1e-12),
     'scale of the rows, Wasserstein': (lambda: metrics.wasserstein_uniformity(1e4*h) - metrics.wasserstein_uniformity(h), lambda v: abs(v)<1e-12),
+    'scale of the rows, ranks': (lambda: [f(s*z) - f(z) for f in (metrics.effective_rank, metrics.rankme, metrics.rank) for z in (h, h.T) for s in (2.**-1000, 2.**1000)], lambda v: not any(v)),
+    'scale of the rows, spectra': (lambda: [*(metrics.singular_values(s*h)/s - metrics.singular_values(h) for s in (2.**-1000, 2.**1000)), metrics.covariance_spectrum(2.**500*h)/2.**1000 - metrics.covariance_spectrum(h)], lambda v: not torch.stack(v).any()),
+    'scale of the rows, absolute threshold': (lambda: [metrics.rank(s*h, atol=t) for s, t in ((1e-300, 0), (1e-300, 1e-300), (1e300, 1e300))], lambda v: v==[6., 0., 6.]),
     'half precision': (lambda: metrics.measure(h.bfloat16(), h.bfloat16(), h.half()), lambda v: v==metrics.measure(h.bfloat16().double(), h.bfloat16().double(), h.half().double())),
     'graph attached': (lambda: [f(h.clone().requires_grad_()) for f in (metrics.uniformity, metrics.wasserstein_uniformity, metrics.rank)], lambda v: all(type(x) is float for x in v)),
 }
