@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .kernels import Kernel, gaussian, riesz
 from .pairs import beyond, leave_out, tiles, mean_kernel, off_diagonal
-from .sphere import cosine_cdf, cosine_cdf_integral, cosine_quantile, log_mean_exp_cosine, unit
+from .sphere import cosine_cdf, cosine_cdf_integral, cosine_quantile, from_scipy, log_mean_exp_cosine, unit
 
 # %% ../nbs/10_metrics.ipynb #0a2ec7eb
 EXACT = 2048   # up to so many rows, pairs are kept in float64; 17 MB
@@ -428,8 +428,7 @@ def interval(
     if not 0<level<1: raise ValueError(f"interval: level must be between 0 and 1, got {level}")
     mean, tail = x.mean().item(), (1-level)/2
     if generator is None:
-        from scipy.stats import t
-        half = t.ppf(1-tail, len(x)-1)*x.std().item()/math.sqrt(len(x))
+        half = from_scipy('stats').t.ppf(1-tail, len(x)-1)*x.std().item()/math.sqrt(len(x))
         return Interval(mean, mean-half, mean+half)
     means = x[torch.randint(len(x), (n_draws, len(x)), generator=generator)].mean(1)
     low, high = means.quantile(torch.tensor([tail, 1-tail], dtype=torch.float64)).tolist()

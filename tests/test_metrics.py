@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from bench import COUNTS, memory
 from contrastive_nb import metrics, probe
 from contrastive_nb.kernels import gaussian, imq, log, riesz
-from contrastive_nb.sphere import cross_polytope, log_mean_exp_cosine, simplex, uniform_points, unit
+from contrastive_nb.sphere import cosine_cdf, cosine_quantile, cross_polytope, log_mean_exp_cosine, simplex, uniform_points, unit
 
 HERE = Path(__file__).parent
 def seeded(seed=0): return torch.Generator().manual_seed(seed)
@@ -296,3 +296,8 @@ def test_a_gpu_agrees(N):
 def test_wasserstein_of_points_that_all_but_coincide():
     angle = 1e-6*torch.randn(2048, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert 1 - 1e-11 < metrics.wasserstein_uniformity(torch.stack([angle.cos(), angle.sin()], 1)) <= 1
+
+@pytest.mark.parametrize('call', [lambda: cosine_cdf(0., 3), lambda: cosine_quantile(.5, 3), lambda: metrics.interval([1., 2.]), lambda: metrics.measure(h, h, h)], ids=['cosine_cdf', 'cosine_quantile', 'interval', 'measure'])
+def test_a_bare_install_says_what_to_install(call, monkeypatch):
+    for part in ('special', 'stats'): monkeypatch.setitem(sys.modules, f'scipy.{part}', None)
+    with pytest.raises(ImportError, match=r"scipy is not installed; remedy: pip install 'contrastive-nb\[train\]'"): call()
