@@ -13,8 +13,8 @@ def metadata(settings: Path) -> dict:
     with open(settings, encoding='utf-8') as f: ini.read_file(f)
     s = ini['DEFAULT']
     extras = {name: s[f'{name}_requirements'].split() for name in EXTRAS if f'{name}_requirements' in s}
-    extras['all'] = [requirement for name in ('train', 'notebooks') for requirement in extras[name]]
-    extras['dev'] += extras['all'] + extras['distributed'] + extras['docs']
+    extras['all'] = [requirement for name in ('train', 'notebooks', 'distributed') for requirement in extras[name]]
+    extras['dev'] += extras['all'] + extras['docs']
     return dict(
         version=s['version'], description=s['description'], keywords=s['keywords'].split(),
         readme='README.md', license='Apache-2.0', authors=[dict(name=s['author'])],

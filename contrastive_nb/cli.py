@@ -20,10 +20,12 @@ class _Group(click.Group):
         try: return super().invoke(ctx)
         except (click.exceptions.Exit, click.Abort): raise
         except (ValueError, OSError, RuntimeError) as error: message = ' '.join(str(error).split())
+        except ImportError as error:
+            message = ' '.join(str(error).split()).rstrip('.')
+            if 'remedy: ' not in message: message += "; remedy: pip install 'contrastive-nb[all]'"
         except KeyboardInterrupt as error:
             click.echo("contrastive-nb: interrupted; what is done stays done, the same command goes on from here", err=True)
             ctx.exit(143 if error.args==('SIGTERM',) else 130)
-        except ModuleNotFoundError as error: message = f"{error.name} is not installed; remedy: pip install 'contrastive-nb[all]'"
         click.echo(f"contrastive-nb: {message}", err=True)
         ctx.exit(2)
 

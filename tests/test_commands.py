@@ -170,6 +170,18 @@ def test_a_failing_run_is_told_and_does_not_stop_the_others(tmp_path):
     assert code==0 and '1 absent' in text
 
 
+@pytest.mark.parametrize('package', ['zarr', 'distributed'])
+def test_a_missing_package_is_named_with_what_brings_it(swept, tmp_path, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    folder, _ = swept
+    (tmp_path/'all.zarr').mkdir()
+    commands = dict(zarr=[(tmp_path/'page.html', 'report', tmp_path/'all.zarr'), (tmp_path/'new.zarr', 'collect', folder/'out')],
+                    distributed=[(tmp_path/'out', 'sweep', PRETRAIN, '-g', folder/'grid.yaml', '--scheduler', 'tcp://127.0.0.1:9')])
+    for command in commands[package]:
+        said = refused(*command)
+        assert package in said and said.endswith("; remedy: pip install 'contrastive-nb[all]'\n")
+
+
 def test_the_module_is_a_program():
     "As `torchrun -m contrastive_nb.cli` and `python -m contrastive_nb.cli` start it."
     def run(*words): return subprocess.run([sys.executable, '-m', 'contrastive_nb.cli', *words], capture_output=True, text=True, cwd=ROOT)

@@ -3,6 +3,7 @@ import ast
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -108,6 +109,12 @@ def test_every_module_has_a_chapter():
 def test_readme_equals_index():
     done = subprocess.run([sys.executable, '.ci/readme.py', '--check'], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode==0, done.stderr
+
+
+def test_the_extra_all_holds_what_the_commands_use():
+    pytest.importorskip('hatchling')
+    extras = runpy.run_path(str(ROOT/'.ci/metadata.py'))['metadata'](ROOT/'settings.ini')['optional-dependencies']
+    assert {'torchvision', 'scipy', 'papermill', 'xarray', 'dask', 'distributed', 'zarr'} <= {re.match('[a-z0-9-]+', r)[0] for r in extras['all']}
 
 
 def test_top_level():
