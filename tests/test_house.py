@@ -7,6 +7,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,15 @@ def test_top_level():
     listed = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode: pytest.skip('not a git checkout')
     assert {line.split('/')[0] for line in listed.stdout.splitlines()} <= TOP
+
+
+def test_the_source_archive_holds_all_that_git_holds(tmp_path):
+    pytest.importorskip('hatchling')
+    listed = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode: pytest.skip('not a git checkout')
+    subprocess.run([sys.executable, '-m', 'hatchling', 'build', '-t', 'sdist', '-d', str(tmp_path)], cwd=ROOT, check=True)
+    with tarfile.open(next(tmp_path.iterdir())) as archive: held = {name.split('/', 1)[1] for name in archive.getnames()}
+    assert set(listed.stdout.splitlines()) <= held
 
 
 @pytest.mark.parametrize('path', sorted((ROOT/'data/results').rglob('*.nc')), ids=lambda p: p.stem)
