@@ -252,6 +252,15 @@ def test_another_measure_goes_on_without_a_gap(tmp_path):
     np.testing.assert_array_equal(np.isnan(history['third']), [True, True, False, False])
 
 
+def test_a_loss_that_refuses_what_training_made_of_its_input_stops_it(tmp_path):
+    calls = []
+    def refuses(a, b):
+        calls.append(1)
+        if len(calls)==4: raise ValueError('two rows coincide, where there is a pole')
+        return dhel(a, b, temperature=.3)
+    with pytest.raises(FloatingPointError, match='epoch 2, step 2: two rows coincide.*last good checkpoint: .*, after epoch 1; try a lower learning rate'): here(tmp_path/'c.pt', refuses)
+
+
 def test_gradients_from_before_have_no_part_in_a_training(tmp_path, monkeypatch):
     whole, make = here(None, DHEL(temperature=.3))[0], make_encoder
     def used(*args, **kwargs):
