@@ -104,7 +104,7 @@ def short_names(
     found = {name: found.get(name, name) for name in names}
     return found if len(set(found.values()))==len(set(names)) else dict(zip(names, names))
 
-# %% ../nbs/17_analysis.ipynb #d933157f
+# %% ../nbs/17_analysis.ipynb #cc18310d
 @dataclass(frozen=True)
 class Claim:
     "An ordering that somebody expects, with its source."
@@ -279,7 +279,7 @@ def curves(
     plt.close(grid.figure)
     return grid.figure
 
-# %% ../nbs/17_analysis.ipynb #97f55637
+# %% ../nbs/17_analysis.ipynb #5f85686a
 FIGURES = (   # heading, what it shows, how to draw it; drawn where the dataset has the variable
     ('Accuracy of a linear probe', 'probe_accuracy', lambda ds: against(ds, 'probe_accuracy')),
     ('Accuracy of nearest neighbours', 'knn_accuracy', lambda ds: against(ds, 'knn_accuracy')),
