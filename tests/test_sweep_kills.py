@@ -128,7 +128,7 @@ def test_a_killed_kernel_is_tried_again_and_not_for_ever(tmp_path):
 
 
 @pytest.mark.parametrize('code, says', [('raise ValueError("out of luck")', 'ValueError: out of luck'), ('import sys; sys.exit(0)', 'without a result'), ('import os; os._exit(3)', 'exit code 3'),
-                                        ('import os; os.abort()', 'signal 6 (SIGABRT)'), ('raise KeyboardInterrupt', 'KeyboardInterrupt')])
+                                        pytest.param('import os; os.abort()', 'signal 6 (SIGABRT)', marks=pytest.mark.slow), pytest.param('raise KeyboardInterrupt', 'KeyboardInterrupt', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('engine', ['warm', 'papermill'])
 def test_what_the_notebook_did_is_final(tmp_path, code, says, engine):
     if engine=='papermill' and says!='exit code 3': pytest.skip('one of them is enough for the slow engine')
@@ -156,7 +156,8 @@ def test_a_result_does_not_count_if_a_later_cell_fails(tmp_path, engine):
     assert next(iter(states(tmp_path/'out').values()))['attempts']==3
 
 
-@pytest.mark.parametrize('after, says', [('import sys; sys.exit(3)', 'SystemExit: 3'), ('import os; os._exit(3)', 'exit code 3'), ('import os; os.abort()', 'signal 6 (SIGABRT)'), ('while True: pass', 'over its time limit of 5 s')])
+@pytest.mark.parametrize('after, says', [pytest.param('import sys; sys.exit(3)', 'SystemExit: 3', marks=pytest.mark.slow), ('import os; os._exit(3)', 'exit code 3'), pytest.param('import os; os.abort()', 'signal 6 (SIGABRT)', marks=pytest.mark.slow),
+                                         ('while True: pass', 'over its time limit of 5 s')])
 def test_other_ways_to_fail_after_the_result(tmp_path, after, says):
     status, out, err = call('sweep', toy(tmp_path, after=[after]), '-g', grid_file(tmp_path, product=dict(n=[1])), '-o', tmp_path/'out', '--timeout', 5)
     assert status==1 and says in out and not list((tmp_path/'out').glob('*/result.nc')) and len(list((tmp_path/'out').glob('*/set-aside-1.nc')))==1, (out, err)
