@@ -21,14 +21,10 @@ import torch
 from torch import Tensor
 
 from . import gpu
-from .kernels import Kernel, can_look, gaussian, imq, log
+from .kernels import Kernel, can_look, gaussian, imq, log, traced
 from .sphere import sqdist, unit
 
 # %% ../nbs/02_pairs.ipynb #31521ff6
-def _traced()->bool:
-    "Whether a compiler or a functional transform (vmap, jacrev, ...) looks on, which wants plain operations."
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-
 class _Unit(torch.autograd.Function):
     "`unit` of all views, one after the other, with the gradient of the whole. Calls `check` unless the lengths tell that all entries are numbers."
     @staticmethod
@@ -96,7 +92,7 @@ def embeddings(
     views = [z.float() if z.dtype in (torch.float16, torch.bfloat16) else z for z in views]
     def check():
         for name, z in zip(names, views if validate else ()): _refuse_infinite(who, name, z.detach())
-    if normalize and not _traced(): return _Unit.apply(check, *views)
+    if normalize and not traced(): return _Unit.apply(check, *views)
     check()
     return unit(torch.stack(views)) if normalize else torch.stack(views)
 
@@ -407,7 +403,7 @@ def _log_sums(x, y, temperature, *, skip=(0,), both=False, classes=None, tile=No
     if isinstance(temperature, Tensor): temperature = temperature.reshape(())
     if not torch.is_grad_enabled(): x = x.detach()   # so that nothing is kept
     with full_precision(x):
-        if _traced(): return _dense_log_sums(x, y, temperature, skip, both, classes, views)
+        if traced(): return _dense_log_sums(x, y, temperature, skip, both, classes, views)
         share = _share(len(x)//views, len(x if y is None else y))
         keys = _keys(x, y, skip, classes) if tile is None and gpu.available(x) else None
         if keys and views>1: return (torch.cat([_log_sums(v, None, temperature, skip=skip)[0] for v in x.chunk(views)]),)
@@ -502,7 +498,7 @@ def strips(
 )->Tensor:           # (B,)
     "`f` of all rows, a few at a time."
     n = max(64, STRIP//len(x))
-    with full_precision(x): return f(x, 0, *others) if _traced() or n>=len(x) else _Strips.apply(f, n, x, *others)
+    with full_precision(x): return f(x, 0, *others) if traced() or n>=len(x) else _Strips.apply(f, n, x, *others)
 
 # %% ../nbs/02_pairs.ipynb #bbed01bc
 def _dense_mean_kernel(z, kernel):
@@ -593,6 +589,6 @@ def mean_kernel(
     _check_tile('mean_kernel', tile)
     if not torch.is_grad_enabled(): z = z.detach()
     with full_precision(z):
-        if _traced() or kernel(z.new_ones(1)).requires_grad: return _dense_mean_kernel(z, kernel)   # a kernel may have parameters to learn
+        if traced() or kernel(z.new_ones(1)).requires_grad: return _dense_mean_kernel(z, kernel)   # a kernel may have parameters to learn
         if z.ndim==2: z = z[None]
         return _MeanKernel.apply(z, kernel, radial, tile, _share(z.shape[1]))
